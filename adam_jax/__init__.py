@@ -1,0 +1,60 @@
+"""Adam and its family as Optax gradient transformations, exact in every dtype.
+
+The paper is "Adam: A Method for Stochastic Optimization", Kingma & Ba, arXiv 1412.6980.
+
+The map, from the arithmetic up:
+
+* `moments`: the paper's arithmetic on one array.
+* `checks`, `trees`: settings and trees, and what is said when they are wrong.
+* `transforms`: the family, `init`/`update` pairs over pytrees.
+* `scaling`, `averaging`: what stands around it in a chain.
+* `optimizers`: chains of those, with Optax's signatures.
+* `interop`: other frameworks' settings.
+* `paper`, `bench`, `__main__`: the paper's experiments and comparisons, on the command line; never imported from here.
+"""
+
+from adam_jax.averaging import AverageParamsState, average_params, averaged_params
+from adam_jax.interop import adam_defaults
+from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
+from adam_jax.scaling import (
+    ScaleByBiasCorrectionState,
+    add_decayed_weights,
+    clip_by_global_norm,
+    inverse_sqrt_decay,
+    scale_by_bias_correction,
+    scale_by_learning_rate,
+)
+from adam_jax.transforms import (
+    ScaleByAdamState,
+    ScaleByAmsgradState,
+    scale_by_adam,
+    scale_by_adamax,
+    scale_by_amsgrad,
+    scale_by_lp,
+)
+
+__all__ = [
+    "AverageParamsState",
+    "ScaleByAdamState",
+    "ScaleByAmsgradState",
+    "ScaleByBiasCorrectionState",
+    "adam",
+    "adam_defaults",
+    "adamax",
+    "adamaxw",
+    "adamw",
+    "add_decayed_weights",
+    "amsgrad",
+    "average_params",
+    "averaged_params",
+    "clip_by_global_norm",
+    "inverse_sqrt_decay",
+    "nadam",
+    "nadamw",
+    "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_amsgrad",
+    "scale_by_bias_correction",
+    "scale_by_learning_rate",
+    "scale_by_lp",
+]

@@ -1,0 +1,239 @@
+"""The parts of a chain around `scale_by_adam`: each multiplies updates by a scalar, or adds a multiple of the params.
+
+Arithmetic is float32 at least and updates keep their dtype, whatever the dtype of a learning rate or a weight decay.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from adam_jax import checks, moments, trees
+
+__all__ = [
+    "ScaleByBiasCorrectionState",
+    "add_decayed_weights",
+    "clip_by_global_norm",
+    "inverse_sqrt_decay",
+    "scale_by_bias_correction",
+    "scale_by_learning_rate",
+]
+
+Scalar = ArrayLike | optax.Schedule
+
+
+class ScaleByBiasCorrectionState(NamedTuple):
+    """The weights of the averages being corrected.
+
+    Attributes:
+        count: int32 scalar, the number of updates made.
+        mu_weight: scalar, 1 - b1^t at a constant b1.
+        nu_weight: scalar, 1 - b2^t at a constant b2; 1 where there is no second moment.
+    """
+
+    count: ArrayLike
+    mu_weight: jax.Array
+    nu_weight: jax.Array
+
+
+def scale_by_bias_correction(b1: Scalar, b2: Scalar | None = None) -> optax.GradientTransformationExtraArgs:
+    """Multiply updates made of raw moments by alpha_t / alpha = sqrt(1 - b2^t) / (1 - b1^t) (Section 2, last paragraph).
+
+    `chain(scale_by_adam(b1, b2, bias_correction=False), scale_by_bias_correction(b1, b2))` is Adam in the paper's efficient
+    order, with eps added to the uncorrected root: `scale_by_adam(b1, b2, eps_hat=True)`.
+
+    Args:
+        b1: decay of the first moment in [0, 1): number, scalar array or schedule of the count.
+        b2: decay of the second moment, likewise; `None` for a first moment alone (momentum): 1 / (1 - b1^t).
+
+    Returns:
+        A transformation with state `ScaleByBiasCorrectionState`.
+
+    Raises:
+        ValueError: for a decay outside [0, 1).
+
+    Example:
+        >>> tx = scale_by_bias_correction(0.9)
+        >>> updates, _ = tx.update(jnp.array([0.1]), tx.init(jnp.zeros(1)))
+        >>> print(updates)
+        [1.]
+    """
+    checks.decay("b1", b1)
+    if b2 is not None:
+        checks.decay("b2", b2)
+
+    def init_fn(params: Any) -> ScaleByBiasCorrectionState:
+        del params
+        return ScaleByBiasCorrectionState(jnp.zeros([], jnp.int32), jnp.zeros([]), jnp.zeros([]))
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        del params, extra_args
+        rate1 = moments.complement(_at(b1, state.count))
+        rate2 = 1.0 if b2 is None else moments.complement(_at(b2, state.count))
+        mu_weight = moments.average(state.mu_weight, 1.0, rate1).astype(state.mu_weight.dtype)
+        nu_weight = moments.average(state.nu_weight, 1.0, rate2).astype(state.nu_weight.dtype)
+        factor = moments.corrected_rate(moments.root(nu_weight), mu_weight)
+        state = ScaleByBiasCorrectionState(optax.safe_increment(state.count), mu_weight, nu_weight)
+        return _scale(factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtraArgs:
+    """Multiply all gradients by min(1, max_norm / global norm), one scalar, which XLA fuses into the step that follows.
+
+    The norm is taken in float32 at least and does not overflow: the square of each of n entries counts max / n at most, so
+    that gradients of 1e30 are scaled down, not zeroed.
+
+    Args:
+        max_norm: number or scalar >= 0.
+
+    Returns:
+        A transformation without state. A NaN in any gradient makes all updates NaN, an infinity stays one.
+
+    Raises:
+        ValueError: for a negative max_norm.
+
+    Example:
+        >>> tx = clip_by_global_norm(1.0)
+        >>> updates, _ = tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))
+        >>> print(updates)
+        [0.6 0.8]
+    """
+    checks.at_least("max_norm", max_norm, 0.0)
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        del params, extra_args
+        trained = [_wide(u) for u in jax.tree.leaves(updates) if trees.is_trained(u)]
+        size = max(1, sum(u.size for u in trained))
+        # one pass, and a form that XLA fuses into the reduction: clipping u itself would be written to memory first
+        squares = (jnp.minimum(moments.squared(u), float(jnp.finfo(u.dtype).max) / size).sum() for u in trained)
+        norm = moments.root(sum(squares, jnp.zeros([])))
+        inside = norm <= max_norm
+        return _scale(jnp.where(inside, 1.0, max_norm / jnp.where(inside, 1.0, norm)), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+
+
+def scale_by_learning_rate(learning_rate: Scalar) -> optax.GradientTransformationExtraArgs:
+    """Multiply updates by -learning_rate, in float32 at least whatever the updates' dtype.
+
+    `optax.scale_by_learning_rate` rounds the learning rate to the updates' dtype first: 0.1 % off in bfloat16.
+
+    Args:
+        learning_rate: number, scalar array or schedule of the count.
+
+    Returns:
+        A transformation; its state holds a count where the learning rate is a schedule.
+
+    Raises:
+        ValueError: for a learning rate in a dtype narrower than float32.
+
+    Example:
+        >>> tx = scale_by_learning_rate(inverse_sqrt_decay(0.5))
+        >>> updates, _ = tx.update(jnp.ones(1), tx.init(jnp.zeros(1)))
+        >>> print(updates)
+        [-0.5]
+    """
+    checks.scalar("learning_rate", learning_rate)
+
+    def init_fn(params: Any) -> Any:
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)) if callable(learning_rate) else optax.EmptyState()
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        del params, extra_args
+        if not callable(learning_rate):
+            return _scale(-jnp.asarray(learning_rate), updates), state
+        updates = _scale(-jnp.asarray(learning_rate(state.count)), updates)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def add_decayed_weights(
+    weight_decay: Scalar = 0.0, mask: Any | Callable[[Any], Any] | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Add weight_decay * params to updates, in float32 at least: before the learning rate, it is AdamW's decay.
+
+    Args:
+        weight_decay: number, scalar array or schedule of the count.
+        mask: tree of booleans with the params' structure, or a function from params to one: where to decay.
+
+    Returns:
+        A transformation; its state holds a count where the decay is a schedule.
+
+    Raises:
+        ValueError: from `update`, where the params are not given.
+
+    Example:
+        >>> tx = add_decayed_weights(0.5)
+        >>> updates, _ = tx.update(jnp.ones(1), tx.init(jnp.ones(1)), jnp.ones(1))
+        >>> print(updates)
+        [1.5]
+    """
+    checks.scalar("weight_decay", weight_decay)
+
+    def init_fn(params: Any) -> Any:
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)) if callable(weight_decay) else optax.EmptyState()
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        del extra_args
+        if params is None:
+            raise ValueError("weight decay needs the params: call update(gradients, state, params)")
+        amount = weight_decay(state.count) if callable(weight_decay) else weight_decay
+
+        def decay(u: ArrayLike, p: ArrayLike) -> tuple[jax.Array, ArrayLike]:
+            wide = _wide(u)
+            decayed = wide + jnp.asarray(amount, wide.real.dtype) * jnp.asarray(p, wide.dtype)
+            return decayed.astype(jnp.result_type(u)), p
+
+        updates, _ = trees.map_updates(decay, updates, [params])
+        if callable(weight_decay):
+            state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return tx if mask is None else optax.masked(tx, mask)
+
+
+def inverse_sqrt_decay(alpha: ArrayLike) -> optax.Schedule:
+    """The step size alpha / sqrt(t) of Section 4 and Figure 1; t = 1 at the first update, where the count is 0.
+
+    Args:
+        alpha: number or scalar > 0, the first step size.
+
+    Returns:
+        A schedule of the count, float32.
+
+    Raises:
+        ValueError: for a negative alpha.
+
+    Example:
+        >>> print(inverse_sqrt_decay(0.1)(3))
+        0.05
+    """
+    checks.at_least("alpha", alpha, 0.0)
+    return lambda count: alpha / jnp.sqrt(jnp.asarray(count) + 1.0)
+
+
+def _scale(factor: ArrayLike, updates: Any) -> Any:
+    """Multiply the trained leaves by one scalar, in the dtype of their arithmetic; each keeps its own dtype."""
+
+    def scale(u: ArrayLike) -> jax.Array:
+        wide = _wide(u)
+        return (jnp.asarray(factor, wide.real.dtype) * wide).astype(jnp.result_type(u))
+
+    return jax.tree.map(lambda u: scale(u) if trees.is_trained(u) else u, updates)
+
+
+def _wide(u: ArrayLike) -> jax.Array:
+    return jnp.asarray(u, moments.accumulator_dtype(jnp.result_type(u)))
+
+
+def _at(value: Scalar, count: jax.Array) -> ArrayLike:
+    return value(count) if callable(value) else value

@@ -1,0 +1,405 @@
+"""Gradient transformations over pytrees: the arithmetic of `adam_jax.moments`, lifted once.
+
+`scale_by_adam`, `scale_by_adamax`, `scale_by_lp` and `scale_by_amsgrad` differ in one thing: how the size of recent
+gradients is measured. Each writes that down as two functions of one array, and `_scale_by_moments` does the rest: trees,
+dtypes, decays, bias correction.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from adam_jax import checks, moments, trees
+
+__all__ = [
+    "ScaleByAdamState",
+    "ScaleByAmsgradState",
+    "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_amsgrad",
+    "scale_by_lp",
+]
+
+Decay = ArrayLike | optax.Schedule
+Leaf = jax.Array
+Nus = tuple[Leaf, ...]
+
+
+class ScaleByAdamState(NamedTuple):
+    """What the next step of Adam, AdaMax or L^p Adam needs.
+
+    Attributes:
+        count: int32 scalar, the number of updates made; saturates.
+        mu: first moments, a tree like the params: bias-corrected (the paper's mhat), raw where correction is off.
+        nu: second moments, likewise (vhat); with `root=True` their square roots, for AdaMax and L^p the norms u.
+        mu_weight: scalar, the total weight of the gradients in `mu`, 1 - b1^t at a constant b1; raw m_t = mu * mu_weight.
+        nu_weight: scalar, the same for `nu`.
+    """
+
+    count: ArrayLike
+    mu: Any
+    nu: Any
+    mu_weight: jax.Array
+    nu_weight: jax.Array
+
+
+class ScaleByAmsgradState(NamedTuple):
+    """`ScaleByAdamState` and the largest second moment so far, in the order that `max_of` names."""
+
+    count: ArrayLike
+    mu: Any
+    nu: Any
+    nu_max: Any
+    mu_weight: jax.Array
+    nu_weight: jax.Array
+
+
+class _Scalars(NamedTuple):
+    """What one update needs besides the arrays; cast to the dtype of each leaf's arithmetic."""
+
+    mu_rate: ArrayLike  # how far the first moment moves towards the gradient
+    mu_keep: ArrayLike  # Nadam's share of the first moment, b1 w_t / w_{t+1}
+    b2_rate: ArrayLike  # 1 - b2
+    nu_rate: ArrayLike  # how far the second moment moves
+    nu_kept: ArrayLike  # w_{t-1} / w_t
+    nu_weight: ArrayLike  # w_t
+    eps: ArrayLike
+    eps_root: ArrayLike
+
+
+class _Size(NamedTuple):
+    """How a member of the family measures the size of recent gradients, on one array."""
+
+    advance: Callable[[Nus, Leaf, _Scalars], Nus]  # the second moments after one more gradient
+    read: Callable[[Nus, _Scalars], Leaf] = lambda nus, _: nus[0]  # what the first moment is divided by, before eps
+    rate: Callable[[ArrayLike], ArrayLike] = lambda b2_rate: b2_rate  # the weight of one more gradient
+
+
+def scale_by_adam(
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nu_dtype: DTypeLike | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    root: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Rescale gradients by Adam (Algorithm 1): mhat / (sqrt(vhat + eps_root) + eps).
+
+    Step bounds (Section 2.1): |update| is 1 for a gradient of constant sign and size, and at most
+    (1 - b1) / sqrt(1 - b2) = 3.16 for one that is non-zero at a single step, the paper's "most severe case". That is not
+    the supremum over all histories: by Cauchy-Schwarz it is (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) = 7.27, approached
+    by gradients that grow by a factor b2 / b1 each step (for b1^2 < b2; there is no bound otherwise).
+
+    Args:
+        b1: decay of the first moment in [0, 1): number, scalar array or schedule of the count.
+        b2: decay of the second moment, likewise.
+        eps: number or scalar >= 0 added to the root of the second moment.
+        eps_root: number or scalar >= 0 added inside the root.
+        mu_dtype: dtype of the first moments; default float32, or the params' own where it is wider. For complex leaves it
+            is the dtype of each part.
+        nu_dtype: dtype of the second moments (real, also for complex leaves), likewise.
+        nesterov: use the next step's momentum (Nadam, Dozat 2016).
+        bias_correction: divide the moments by their weight (Section 3). Off, the first update is (1-b1) / sqrt(1-b2).
+        eps_hat: add eps to the uncorrected sqrt(v), as in Section 2's efficient order, TensorFlow and Keras.
+        root: keep sqrt(v) instead of v: exact for gradients from 1e-36 to 1e37, at a little more arithmetic.
+
+    Returns:
+        A transformation with state `ScaleByAdamState`. Updates have the gradients' dtype; arithmetic is float32 at least.
+        With `root=False` gradients saturate at 1.3e19 (float32): v stays finite and the coordinate recovers.
+
+    Raises:
+        ValueError: for a decay outside [0, 1), a negative eps or a dtype that cannot hold a moment; from `update`, for
+            gradients that do not match the params, with the path of the leaf.
+
+    Example:
+        >>> tx = scale_by_adam()
+        >>> params = {"w": jnp.zeros(2)}
+        >>> updates, state = tx.update({"w": jnp.array([3.0, -0.5])}, tx.init(params))
+        >>> print(updates["w"])
+        [ 1. -1.]
+    """
+
+    def advance(nus: Nus, g: Leaf, k: _Scalars) -> Nus:
+        return ((moments.root_second_moment if root else moments.second_moment)(nus[0], g, k.nu_rate),)
+
+    def read(nus: Nus, k: _Scalars) -> Leaf:
+        return _root_of(nus[0], k.eps_root, rooted=root, plain=_is_zero(eps_root))
+
+    checks.at_least("eps_root", eps_root, 0.0)
+    return _scale_by_moments(
+        ScaleByAdamState, _Size(advance, read), b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov,
+        correct_mu=bias_correction, correct_nu=bias_correction, eps_hat=eps_hat, squares=not root,
+    )  # fmt: skip
+
+
+def scale_by_adamax(
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nu_dtype: DTypeLike | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Rescale gradients by AdaMax (Algorithm 2): mhat / u with u = max(b2 u, |g| + eps).
+
+    Args:
+        b1: decay of the first moment in [0, 1): number, scalar array or schedule of the count.
+        b2: decay of the infinity norm, likewise.
+        eps: number or scalar >= 0 added to |g| inside the maximum, as in Optax and PyTorch. At 0 a coordinate that has
+            never had a gradient gets the update 0.
+        mu_dtype: dtype of the first moments; default float32, or the params' own where it is wider.
+        nu_dtype: dtype of the infinity norms, likewise.
+        nesterov: use the next step's momentum.
+        bias_correction: divide the first moment by its weight. The norm needs none (its `nu_weight` is 1).
+
+    Returns:
+        A transformation with state `ScaleByAdamState`, where `nu` is the paper's u.
+
+    Raises:
+        ValueError: as `scale_by_adam`.
+
+    Example:
+        >>> tx = scale_by_adamax()
+        >>> updates, _ = tx.update(jnp.array([0.0, -5.0]), tx.init(jnp.zeros(2)))
+        >>> print(updates)
+        [ 0. -1.]
+    """
+
+    def advance(nus: Nus, g: Leaf, k: _Scalars) -> Nus:
+        return (moments.infinity_moment(nus[0], g, k.b2_rate, eps),)
+
+    checks.at_least("eps", eps, 0.0)
+    return _scale_by_moments(
+        ScaleByAdamState, _Size(advance, rate=lambda _: 1.0), b1, b2, 0.0, 0.0, mu_dtype, nu_dtype,
+        nesterov=nesterov, correct_mu=bias_correction, correct_nu=False,
+    )  # fmt: skip
+
+
+def scale_by_lp(
+    p: ArrayLike,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: ArrayLike = 1e-8,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nu_dtype: DTypeLike | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Rescale gradients by the L^p generalisation of Adam (Section 7.1, eq. 6-7): mhat / (vhat^(1/p) + eps).
+
+    v = b2^p v + (1 - b2^p) |g|^p, so p = 2 is Adam with decay b2^2 (the paper's parametrisation), and p to infinity is
+    AdaMax. The state keeps v^(1/p), which neither overflows nor underflows at any p.
+
+    Args:
+        p: number or scalar >= 1.
+        b1: decay of the first moment in [0, 1): number, scalar array or schedule of the count.
+        b2: decay of the norm *per step*, likewise; the average of p-th powers decays by b2^p.
+        eps: number or scalar >= 0 added to the norm.
+        mu_dtype: dtype of the first moments; default float32, or the params' own where it is wider.
+        nu_dtype: dtype of the norms, likewise.
+        nesterov: use the next step's momentum.
+        bias_correction: divide both moments by their weight.
+
+    Returns:
+        A transformation with state `ScaleByAdamState`, where `nu` is v^(1/p).
+
+    Raises:
+        ValueError: for p < 1, and as `scale_by_adam`.
+
+    Example:
+        >>> tx = scale_by_lp(4.0)
+        >>> updates, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
+        >>> print(updates)
+        [1.]
+    """
+    checks.at_least("p", p, 1.0)
+
+    def advance(nus: Nus, g: Leaf, k: _Scalars) -> Nus:
+        log_keep = p * jnp.log1p(-jnp.asarray(k.b2_rate)) + jnp.log(k.nu_kept)
+        return (moments.lp_moment(nus[0], g, p, k.nu_rate, log_keep),)
+
+    return _scale_by_moments(
+        ScaleByAdamState, _Size(advance, rate=lambda b2_rate: -jnp.expm1(p * jnp.log1p(-b2_rate))), b1, b2, eps, 0.0,
+        mu_dtype, nu_dtype, nesterov=nesterov, correct_mu=bias_correction, correct_nu=bias_correction,
+    )  # fmt: skip
+
+
+def scale_by_amsgrad(
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+    *,
+    nu_dtype: DTypeLike | None = None,
+    nesterov: bool = False,
+    root: bool = False,
+    max_of: Literal["raw", "corrected"] = "raw",
+) -> optax.GradientTransformationExtraArgs:
+    """Rescale gradients by AMSGrad (Reddi et al. 2018): Adam over the largest second moment so far.
+
+    Args:
+        b1: decay of the first moment in [0, 1): number, scalar array or schedule of the count.
+        b2: decay of the second moment, likewise.
+        eps: number or scalar >= 0 added to the root of the largest second moment.
+        eps_root: number or scalar >= 0 added inside the root.
+        mu_dtype: dtype of the first moments; default float32, or the params' own where it is wider.
+        bias_correction_mu: divide the first moment by its weight.
+        bias_correction_nu: correct the second moment, as `max_of` says.
+        nu_dtype: dtype of the second moments and their maxima, likewise.
+        nesterov: use the next step's momentum.
+        root: keep roots of second moments, as in `scale_by_adam`.
+        max_of: "raw" takes the maximum of the uncorrected moments and corrects that (PyTorch); "corrected" takes the
+            maximum of the corrected ones (Optax).
+
+    Returns:
+        A transformation with state `ScaleByAmsgradState`.
+
+    Raises:
+        ValueError: for an unknown `max_of`, and as `scale_by_adam`.
+
+    Example:
+        >>> tx = scale_by_amsgrad(max_of="corrected")
+        >>> state = tx.init(jnp.zeros(1))
+        >>> _, state = tx.update(jnp.array([2.0]), state)
+        >>> _, state = tx.update(jnp.array([1.0]), state)
+        >>> print(state.nu_max)
+        [4.]
+    """
+    checks.one_of("max_of", max_of, ("raw", "corrected"))
+    rescales = max_of == "raw" and bias_correction_nu
+
+    def weight(k: _Scalars) -> ArrayLike:  # of the quantity whose maximum is kept
+        return (jnp.sqrt(k.nu_weight) if root else k.nu_weight) if rescales else 1.0
+
+    def advance(nus: Nus, g: Leaf, k: _Scalars) -> Nus:
+        nu = (moments.root_second_moment if root else moments.second_moment)(nus[0], g, k.nu_rate)
+        return nu, jnp.maximum(nus[1], nu * weight(k))
+
+    def read(nus: Nus, k: _Scalars) -> Leaf:
+        largest = nus[1] * moments.corrected_rate(1.0, weight(k))
+        return _root_of(largest, k.eps_root, rooted=root, plain=_is_zero(eps_root))
+
+    checks.at_least("eps_root", eps_root, 0.0)
+    return _scale_by_moments(
+        ScaleByAmsgradState, _Size(advance, read), b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov,
+        correct_mu=bias_correction_mu, correct_nu=bias_correction_nu, squares=not root,
+    )  # fmt: skip
+
+
+def _scale_by_moments(
+    state_type: Callable[..., Any],
+    size: _Size,
+    b1: Decay,
+    b2: Decay,
+    eps: ArrayLike,
+    eps_root: ArrayLike,
+    mu_dtype: DTypeLike | None,
+    nu_dtype: DTypeLike | None,
+    *,
+    nesterov: bool,
+    correct_mu: bool,
+    correct_nu: bool,
+    eps_hat: bool = False,
+    squares: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """The step that all members of the family share; `squares` says whether the gradient is going to be squared."""
+    checks.decay("b1", b1)
+    checks.decay("b2", b2)
+    checks.at_least("eps", eps, 0.0)
+    mu_dtype = checks.floating_dtype("mu_dtype", mu_dtype)
+    nu_dtype = checks.floating_dtype("nu_dtype", nu_dtype)
+    adaptive = 2 if state_type is ScaleByAmsgradState else 1
+
+    def init_fn(params: Any) -> Any:
+        mu = trees.map_params(lambda path, leaf: _zeros("mu_dtype", mu_dtype, path, leaf), params)
+        nus = [
+            trees.map_params(lambda path, leaf: _zeros("nu_dtype", nu_dtype, path, leaf).real, params)
+            for _ in range(adaptive)
+        ]
+        return state_type(jnp.zeros([], jnp.int32), mu, *nus, jnp.zeros([]), jnp.zeros([]))
+
+    def scalars(state: Any) -> tuple[_Scalars, jax.Array, jax.Array]:
+        b1_rate = moments.complement(_at(b1, state.count))
+        b2_rate = moments.complement(_at(b2, state.count))
+        nu_rate = size.rate(b2_rate)
+        mu_weight = moments.average(state.mu_weight, 1.0, b1_rate).astype(state.mu_weight.dtype)
+        nu_weight = moments.average(state.nu_weight, 1.0, nu_rate).astype(state.nu_weight.dtype)
+        k = _Scalars(b1_rate, 1.0 - b1_rate, b2_rate, nu_rate, 1.0, nu_weight, eps, eps_root)
+        if correct_mu:
+            next_weight = moments.average(mu_weight, 1.0, b1_rate)
+            k = k._replace(
+                mu_rate=moments.corrected_rate(b1_rate, mu_weight),
+                mu_keep=(1.0 - b1_rate) * moments.corrected_rate(mu_weight, next_weight),
+            )
+        if correct_nu:
+            first = state.nu_weight <= 0  # nothing is kept then, and any finite nu_kept will do
+            k = k._replace(
+                nu_rate=moments.corrected_rate(nu_rate, nu_weight),
+                nu_kept=jnp.where(first, 1.0, moments.corrected_rate(state.nu_weight, nu_weight)),
+            )
+            if eps_hat:
+                k = k._replace(eps=eps * moments.corrected_rate(1.0, moments.root(nu_weight)))
+        return k, mu_weight, nu_weight
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        del extra_args
+        k, mu_weight, nu_weight = scalars(state)
+
+        def step(g: ArrayLike, m: Leaf, *nus: Leaf) -> tuple[Leaf, ...]:
+            wide = jnp.promote_types(moments.accumulator_dtype(jnp.result_type(g)), moments.accumulator_dtype(m.dtype))
+            real = jnp.finfo(wide).dtype
+            kk = _Scalars(*(jnp.asarray(scalar, real) for scalar in k))
+            gradient = moments.saturate(jnp.asarray(g, wide), int(squares))
+            mu = moments.average(m.astype(wide), gradient, kk.mu_rate)
+            new = size.advance(tuple(nu.astype(real) for nu in nus), gradient, kk)
+            ahead = moments.lookahead(mu, gradient, kk.mu_rate, kk.mu_keep) if nesterov else mu
+            u = moments.direction(ahead, size.read(new, kk), kk.eps)
+            return u.astype(jnp.result_type(g)), *(n.astype(old.dtype) for n, old in zip((mu, *new), (m, *nus), strict=True))
+
+        new_updates, new_trees = trees.map_updates(step, updates, state[1:-2], params)
+        return new_updates, state_type(optax.safe_increment(state.count), *new_trees, mu_weight, nu_weight)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _at(value: ArrayLike | optax.Schedule, count: jax.Array) -> ArrayLike:
+    return value(count) if callable(value) else value
+
+
+def _is_zero(value: ArrayLike) -> bool:
+    return isinstance(value, (int, float)) and value == 0
+
+
+def _root_of(nu: Leaf, eps_root: ArrayLike, *, rooted: bool, plain: bool) -> Leaf:
+    """sqrt(v + eps_root) where `nu` is v, or its root; `plain` says that eps_root is the number zero."""
+    if not rooted:
+        return moments.root(nu + eps_root)
+    return nu if plain else moments.root_plus(nu, eps_root)
+
+
+def _zeros(name: str, dtype: Any, path: str, leaf: Any) -> jax.Array:
+    """Zeros for a first moment: float32 at least, or `dtype`, which for complex leaves is that of each part."""
+    wide = moments.accumulator_dtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype)
+    if dtype is None:
+        return jnp.zeros_like(leaf, dtype=wide)
+    real = jnp.finfo(dtype).dtype
+    if not jnp.issubdtype(wide, jnp.complexfloating):
+        return jnp.zeros_like(leaf, dtype=real)
+    if real not in (jnp.float32, jnp.float64):
+        raise ValueError(f"{name} must be float32 or float64 for the complex leaf at {path or 'the root'}, got {dtype}")
+    return jnp.zeros_like(leaf, dtype=jnp.promote_types(real, jnp.complex64))

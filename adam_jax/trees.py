@@ -1,0 +1,140 @@
+"""Walking over the leaves of gradients and states together, and saying which leaf is wrong.
+
+A leaf is *trained* when it is inexact (real or complex). Everything else that a tree of params may hold, `None`, integers,
+booleans, PRNG keys, the functions of an Equinox model, has `None` where a state would have an array.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["is_trained", "map_params", "map_updates"]
+
+
+def is_trained(leaf: Any) -> bool:
+    """Whether a leaf of the params takes part in training: a number, array or `ShapeDtypeStruct` of inexact dtype.
+
+    Args:
+        leaf: anything.
+
+    Returns:
+        True for real and complex floating-point leaves.
+
+    Example:
+        >>> is_trained(jnp.zeros(2)), is_trained(3), is_trained(None)
+        (True, False, False)
+    """
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, (float, complex))
+    return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def map_params(function: Callable[[str, Any], Any], params: Any) -> Any:
+    """A tree with `function(path, leaf)` for each trained leaf and `None` for the others.
+
+    Args:
+        function: takes the leaf's path, as text, and the leaf.
+        params: any tree.
+
+    Returns:
+        A tree like `params`.
+
+    Example:
+        >>> map_params(lambda path, leaf: path, {"w": 1.0, "steps": 3})
+        {'steps': None, 'w': "['w']"}
+    """
+    paths, flat, treedef = _flatten(params)
+    mapped = [function(path, leaf) if is_trained(leaf) else None for path, leaf in zip(paths, flat, strict=True)]
+    return jax.tree.unflatten(treedef, mapped)
+
+
+def map_updates(
+    function: Callable[..., tuple], updates: Any, trees: Sequence[Any], params: Any = None
+) -> tuple[Any, tuple[Any, ...]]:
+    """Map `function(update, *leaves) -> (update, *leaves)` over the trained leaves.
+
+    A leaf whose update is `None` stays as it is. A leaf that is not trained gets an update of zeros, in the dtype of its
+    param, so that `optax.apply_updates` leaves it unchanged.
+
+    Args:
+        function: takes the update and one leaf of each tree, as arrays; returns as many.
+        updates: tree of gradients or updates.
+        trees: state trees made by `map_params` of params like `updates`.
+        params: the params, if at hand: they give the dtype of leaves that are not trained.
+
+    Returns:
+        The new updates, and a tuple of the new trees.
+
+    Raises:
+        ValueError: if the trees do not match, naming the path of the first leaf that differs.
+
+    Example:
+        >>> map_updates(lambda g, m: (g + m, g), {"w": 1.0}, [{"w": 2.0}])
+        ({'w': 3.0}, ({'w': 1.0},))
+    """
+    paths, flat, treedef = _flatten(updates)
+    columns = [_matching(tree, updates) for tree in trees]
+    flat_params = [None] * len(flat) if params is None else _flatten(params)[1]
+    if len(flat_params) != len(flat):
+        raise ValueError(_difference(updates, params, "params"))
+    rows = []
+    for path, g, p, *row in zip(paths, flat, flat_params, *columns, strict=True):
+        if not is_trained(row[0]):
+            rows.append((_untrained(path, g, p), *row))
+        elif g is None:
+            rows.append((None, *row))
+        else:
+            _check_gradient(path, g, row[0])
+            rows.append(function(g, *row))
+    new_updates, *new_trees = ([row[i] for row in rows] for i in range(1 + len(columns)))
+    return jax.tree.unflatten(treedef, new_updates), tuple(jax.tree.unflatten(treedef, tree) for tree in new_trees)
+
+
+def _flatten(tree: Any) -> tuple[list[str], list[Any], Any]:
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    return [jax.tree_util.keystr(path) for path, _ in with_paths], [leaf for _, leaf in with_paths], treedef
+
+
+def _matching(tree: Any, updates: Any) -> list[Any]:
+    _, flat, treedef = _flatten(tree)
+    if treedef != _flatten(updates)[2]:
+        raise ValueError(_difference(updates, tree, "params given to init"))
+    return flat
+
+
+def _difference(updates: Any, tree: Any, name: str) -> str:
+    ours, theirs = _flatten(updates)[0], _flatten(tree)[0]
+    for path in ours:
+        if path not in theirs:
+            return f"the gradients have a leaf at {path or 'the root'} that the {name} do not have"
+    for path in theirs:
+        if path not in ours:
+            return f"the gradients have no leaf at {path or 'the root'}, which the {name} have"
+    return f"the gradients are a {jax.tree.structure(updates)}, but the {name} a {jax.tree.structure(tree)}"
+
+
+def _untrained(path: str, g: Any, p: Any) -> Any:
+    if is_trained(g):
+        raise ValueError(
+            f"the gradients have a {jnp.result_type(g)} leaf at {path or 'the root'}, but the params given to init have "
+            "no floating-point leaf there"
+        )
+    if g is None or not hasattr(g, "dtype"):
+        return g
+    dtype = getattr(p, "dtype", g.dtype)
+    return g if dtype == jax.dtypes.float0 else jnp.zeros(g.shape, dtype)
+
+
+def _check_gradient(path: str, g: Any, moment: Any) -> None:
+    shape, dtype = np.shape(g), jnp.result_type(g) if not hasattr(g, "dtype") else g.dtype
+    where = f"the gradient at {path or 'the root'}"
+    if shape != np.shape(moment):
+        raise ValueError(f"{where} has shape {shape}, but its param had {np.shape(moment)} at init")
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(f"{where} has dtype {dtype}, but its param is floating-point: gradients must be, too")
+    if jnp.issubdtype(dtype, jnp.complexfloating) != jnp.iscomplexobj(moment):
+        raise ValueError(f"{where} has dtype {dtype}, but its first moment is {moment.dtype}: both or neither are complex")
