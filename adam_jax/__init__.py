@@ -5,6 +5,7 @@ The paper is "Adam: A Method for Stochastic Optimization", Kingma & Ba, arXiv 14
 The map, from the arithmetic up:
 
 * `moments`: the paper's arithmetic on one array.
+* `rounding`: one array in fewer bits, without bias or without loss.
 * `checks`, `trees`: settings and trees, and what is said when they are wrong.
 * `transforms`: the family, `init`/`update` pairs over pytrees.
 * `scaling`, `averaging`: what stands around it in a chain.

@@ -1,0 +1,153 @@
+"""Fewer bits without bias, and without loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from adam_jax import rounding
+
+# every upper half of a float32 pattern, with the lower halves at which something changes
+LOW_16 = np.array([0x0000, 0x0001, 0x007F, 0x0080, 0x7FFF, 0x8000, 0x8001, 0xFF80, 0xFFFF], np.uint32)
+LOW_8 = np.array([0x0000, 0x0100, 0x7F00, 0x8000, 0x8100, 0xFF00], np.uint32)
+HIGH = np.arange(2**16, dtype=np.uint32)[:, None] << 16
+
+
+def _numbers(low: np.ndarray) -> np.ndarray:
+    return (HIGH | low).reshape(-1).view(np.float32)
+
+
+def _bfloat16(patterns: np.ndarray) -> np.ndarray:
+    """The value of bfloat16 patterns as float64, by the definition of the format."""
+    patterns = patterns.astype(np.int64)
+    exponent, significand = (patterns >> 7) & 0xFF, patterns & 0x7F
+    size = np.where(exponent == 0, significand, significand | 0x80) * 2.0 ** (np.maximum(exponent, 1) - 134.0)
+    size = np.where(exponent == 0xFF, np.where(significand == 0, np.inf, np.nan), size)
+    return np.where(patterns >> 15 == 1, -size, size)
+
+
+@pytest.mark.parametrize(("bits", "low"), [(16, LOW_16), (8, LOW_8)])
+def test_a_split_number_is_joined_again_bit_for_bit(bits, low):
+    x = _numbers(low)
+    weight, residual = jax.jit(rounding.split, static_argnums=1)(x, bits)
+    assert weight.dtype == jnp.bfloat16
+    assert residual.dtype == f"uint{bits}"
+    joined = np.asarray(jax.jit(rounding.join)(weight, residual))
+    nan = np.isnan(x)
+    np.testing.assert_array_equal(joined[~nan].view(np.uint32), x[~nan].view(np.uint32))
+    assert np.isnan(joined[nan]).all()
+    assert np.isnan(np.asarray(weight).astype(np.float32)[nan]).all()
+
+
+@pytest.mark.parametrize(("bits", "low"), [(16, LOW_16), (8, LOW_8)])
+def test_the_weight_of_a_split_is_the_nearest_bfloat16_number(bits, low):
+    x = _numbers(low)
+    x = np.sort(x[~np.isnan(x)])
+    patterns = np.asarray(jax.jit(rounding.split, static_argnums=1)(x, bits)[0]).view(np.uint16)
+    weight, exact = _bfloat16(patterns), x.astype(np.float64)
+    assert (np.diff(weight[np.isfinite(weight)]) >= 0).all()  # monotone
+    np.testing.assert_array_equal(np.signbit(weight), np.signbit(exact))
+    infinite = np.isinf(weight)
+    np.testing.assert_array_equal(infinite, np.abs(exact) >= 2.0**128 - 2.0**119)  # half a step below 2^128, and beyond
+    weight, exact, patterns = weight[~infinite], exact[~infinite], patterns[~infinite]
+    away = _bfloat16(np.minimum(patterns & 0x7FFF, 0x7F7E) + 1)
+    inwards = _bfloat16(np.maximum(patterns & 0x7FFF, 1) - 1)
+    error = np.abs(weight - exact)
+    assert (error <= np.abs(away - np.abs(exact)))[(patterns & 0x7FFF) < 0x7F7F].all()
+    assert (error <= np.abs(inwards - np.abs(exact)))[(patterns & 0x7FFF) > 0].all()
+
+
+def test_the_weight_of_a_split_differs_from_ties_to_even_at_ties_alone():
+    x = _numbers(LOW_16)
+    x = x[~np.isnan(x)]
+    weight = np.asarray(jax.jit(rounding.split, static_argnums=1)(x, 16)[0]).view(np.uint16)
+    even = x.astype(jnp.bfloat16).view(np.uint16)  # ml_dtypes rounds ties to even
+    tie_above_even = (x.view(np.uint32) & 0x1FFFF) == 0x08000
+    np.testing.assert_array_equal(weight, even + tie_above_even)
+
+
+def test_a_weight_zeroed_by_hand_joins_to_zero_and_not_to_nan():
+    for zero in (0.0, -0.0):
+        joined = rounding.join(jnp.full(2**16, zero, jnp.bfloat16), jnp.arange(2**16).astype(jnp.uint16))
+        assert np.abs(np.asarray(joined)).max() < 2.0**-126
+
+
+@pytest.mark.parametrize("drop", [8, 16])
+def test_the_probability_of_rounding_up_is_exactly_the_fraction_dropped(drop):
+    # all draws that differ in the bits that are looked at
+    bits = jnp.arange(2**drop, dtype=jnp.uint32) << (32 - drop)
+    stochastic = jax.jit(rounding.stochastic, static_argnums=2)
+    for pattern in (0x3F800000, 0x3F801234, 0x3F808000, 0xBF80FFFF, 0x3FFFFFFF, 0x00801234, 0x7F7F0001):
+        x = np.uint32(pattern).view(np.float32)
+        rounded = np.asarray(stochastic(jnp.full(bits.shape, x), bits, drop)).view(np.uint32)
+        cut = pattern >> drop << drop
+        assert set(rounded.tolist()) <= {cut, cut + 2**drop}
+        saturated = cut + 2**drop == 0x7F800000
+        assert (rounded != cut).sum() == (0 if saturated else pattern - cut)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rounding_lands_on_one_of_the_two_neighbours(dtype):
+    x = _numbers(LOW_16)
+    x = x[np.isfinite(x) & ((np.abs(x) >= 2.0**-126) | (x == 0))]
+    largest = float(jnp.finfo(dtype).max)
+    bits = rounding.draws(x.shape, rounding.stream(3, "x"), 7)
+    rounded = np.asarray(jax.jit(rounding.round_to, static_argnums=1)(x, dtype, bits))
+    np.testing.assert_array_equal(rounded, rounded.astype(dtype).astype(np.float32))  # on the grid
+    inside = np.abs(x) <= largest
+    np.testing.assert_array_equal(rounded[~inside], np.sign(x[~inside]) * largest)
+    x, rounded = x[inside], rounded[inside]
+    nearest = x.astype(dtype)
+    before = np.where(nearest.astype(np.float32) <= x, nearest, np.nextafter(nearest, dtype(-np.inf)))
+    after = np.where(nearest.astype(np.float32) >= x, nearest, np.nextafter(nearest, dtype(np.inf)))
+    # below 2^-24 - 2^-37 float16 numbers are lifted to the even grid near 2^-14 in float32 first: one unit there is 2^-37
+    slack = 2.0**-37 if dtype == jnp.float16 else 0.0
+    assert (rounded >= before.astype(np.float32) - slack).all()
+    assert (rounded <= after.astype(np.float32) + slack).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_infinities_and_nan_pass_through_rounding(dtype):
+    x = jnp.array([jnp.inf, -jnp.inf, jnp.nan, -jnp.nan], jnp.float32)
+    for bits in (0, 2**31, 2**32 - 1):
+        rounded = jax.jit(rounding.round_to, static_argnums=1)(x, dtype, jnp.full(4, bits, jnp.uint32))
+        np.testing.assert_array_equal(rounded, x)
+
+
+def test_draws_are_unbiased_to_3e_5_over_100_thousand_steps():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=256), jnp.float32)
+    pattern = np.asarray(x).view(np.uint32)
+    name = rounding.stream(0, "['w']")
+
+    @jax.jit
+    def times_up(x):
+        def body(count, times):
+            rounded = rounding.stochastic(x, rounding.draws(x.shape, name, count), 16)
+            return times + (jnp.abs(rounded) > jnp.abs(x))
+
+        return jax.lax.fori_loop(0, 100_000, body, jnp.zeros(x.shape, jnp.int32))
+
+    bias = np.asarray(times_up(x)) / 100_000 - (pattern & 0xFFFF) / 2**16  # in steps of the grid
+    assert np.abs(bias).max() < 3e-5  # 2.7e-5 for the worst of 256 elements; independent draws: 1.6e-3 for one
+
+
+def test_draws_are_uniform_over_elements_and_unlike_between_leaves_and_seeds():
+    names = [rounding.stream(0, "a"), rounding.stream(0, "b"), rounding.stream(1, "a")]
+    columns = np.stack([np.asarray(rounding.draws((2**16,), name, 5)) for name in names]) / 2**32
+    histogram = np.stack([np.histogram(column, 64, (0, 1))[0] for column in columns])
+    assert ((histogram - 1024) ** 2 / 1024).sum(1).max() < 120  # chi-squared with 63 degrees of freedom: 1 in 2e5
+    correlation = np.corrcoef(np.concatenate([columns, np.roll(columns, 1, axis=1)])) - np.eye(6)
+    assert np.abs(correlation).max() < 5 / 2**8  # five standard deviations
+    assert len(np.unique(columns[0])) > 2**16 * 0.999
+
+
+def test_draws_are_those_of_the_global_index_on_any_sharding():
+    shape, name = (16, 24), rounding.stream(0, "w")
+    flat = np.asarray(rounding.draws((16 * 24,), name, 3))
+    np.testing.assert_array_equal(rounding.draws(shape, name, 3).reshape(-1), flat)
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("x", "y"))
+    for spec in (PartitionSpec("x"), PartitionSpec("x", "y"), PartitionSpec(None, ("x", "y"))):
+        sharded = jax.jit(rounding.draws, static_argnums=0, out_shardings=NamedSharding(mesh, spec))(shape, name, 3)
+        np.testing.assert_array_equal(np.asarray(sharded).reshape(-1), flat)
