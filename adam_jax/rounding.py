@@ -1,8 +1,8 @@
 """Rounding ONE array to fewer bits: without bias, or without loss.
 
-**Without bias**: up or down at random, and element i of a leaf is rounded at step t with frac(hash(seed, leaf, i) + t phi), as
-a 32-bit integer. Over the steps that is a low-discrepancy sequence: every number of draws in a row is spread over [0, 1) as
-evenly as can be, so the error of a mean of n roundings falls as log(n) / n, where that of independent draws falls as
+**Without bias**: up or down at random, and element i of a leaf is rounded at step t with frac(hash(seed, leaf, i) + t phi),
+as a 32-bit integer. Over the steps that is a low-discrepancy sequence: every number of draws in a row is spread over [0, 1)
+as evenly as can be, so the error of a mean of n roundings falls as log(n) / n, where that of independent draws falls as
 1 / sqrt(n). Over the elements it is a hash. No key is kept, and the bits are the same on any sharding, since i is the index
 in the whole array.
 
