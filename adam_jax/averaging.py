@@ -61,7 +61,7 @@ def average_params(decay: ArrayLike | optax.Schedule = 0.999) -> optax.GradientT
         if params is None:
             raise ValueError("averaging needs the params: call update(gradients, state, params)")
         rate = moments.complement(decay(state.count) if callable(decay) else decay)
-        weight = moments.average(state.weight, 1.0, rate).astype(state.weight.dtype)
+        weight = moments.running_weight(state.weight, rate, state.count)
         corrected = moments.corrected_rate(rate, weight)
 
         def step(u: ArrayLike, a: jax.Array, p: ArrayLike) -> tuple[ArrayLike, jax.Array, ArrayLike]:

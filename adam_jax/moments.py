@@ -8,8 +8,8 @@ Two choices run through the file.
 **Averages correct themselves.** The paper keeps m_t = b1 m_{t-1} + (1 - b1) g_t and divides by 1 - b1^t afterwards
 (Algorithm 1). The same numbers come from moving the *corrected* average by a larger first steps' rate::
 
-    w_t  = w_{t-1} + (1 - b) (1 - w_{t-1})            the weight of the average: 1 - b^t when b is constant
-    mhat = mhat + (1 - b) / w_t * (g_t - mhat)         exactly m_t / w_t
+    w_t  = w_{t-1} + (1 - b) (1 - w_{t-1})          the weight of the average: 1 - b^t when b is constant
+    mhat = mhat + (1 - b) / w_t * (g_t - mhat)      exactly m_t / w_t
 
 In exact arithmetic nothing changes. In float32 much does: a constant gradient is reproduced to the last bit at every step
 and every decay, a decay that changes from step to step is still corrected exactly, and no small error in w_t can bias a
@@ -18,6 +18,9 @@ long run, because it only reweighs the average. Without bias correction the rate
 **Nothing finite makes something non-finite.** Gradients saturate where their square, or a difference of two of them,
 would overflow; quotients by zero are zero. A NaN or an infinity in a gradient is not hidden: it comes out as NaN.
 """
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +34,17 @@ __all__ = [
     "corrected_rate",
     "direction",
     "infinity_moment",
+    "lifted",
     "lookahead",
     "lp_moment",
     "magnitude",
     "root",
     "root_plus",
     "root_second_moment",
+    "running_weight",
     "saturate",
     "second_moment",
+    "small_average",
     "squared",
 ]
 
@@ -103,12 +109,39 @@ def average(mean: ArrayLike, value: ArrayLike, rate: ArrayLike) -> jax.Array:
     return mean + rate * (value - mean)
 
 
+def running_weight(weight: jax.Array, rate: ArrayLike, count: ArrayLike) -> jax.Array:
+    """The weight of an average after one more step, w + rate (1 - w): 1 - b^t at a constant decay.
+
+    Near one, the increments of w fall below float32's spacing long before w arrives: rounded to nearest, it would stop at
+    1 - 3e-5 for b = .999. Above one half they are therefore rounded up in the share of steps that makes them right on
+    average, with the golden-ratio sequence of the count in place of chance.
+
+    Args:
+        weight: scalar, w_{t-1} in [0, 1].
+        rate: scalar, 1 - b.
+        count: integer scalar, the number of steps before this one.
+
+    Returns:
+        A scalar, w_t, with the dtype of `weight`.
+
+    Example:
+        >>> print(running_weight(jnp.float32(0.0), 0.25, 0))
+        0.25
+    """
+    plain = average(weight, 1.0, rate).astype(weight.dtype)
+    spacing = jnp.finfo(weight.dtype).eps / 2  # between one half and one
+    golden = (jnp.asarray(count, jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 8
+    steps = jnp.floor(rate * (1.0 - weight) / spacing + golden.astype(weight.dtype) * 2.0**-24)
+    dithered = jnp.minimum(weight + spacing * steps.astype(weight.dtype), 1.0)
+    return jnp.where(weight < 0.5, plain, plain + jax.lax.stop_gradient(dithered - plain))
+
+
 def corrected_rate(rate: ArrayLike, weight: ArrayLike) -> jax.Array:
     """The rate at which a bias-corrected average moves: (1 - b) / w_t; zero while nothing has been weighed (Section 3).
 
     Args:
         rate: scalar, 1 - b.
-        weight: scalar, w_t *after* this step: `average(w, 1, 1 - b)`.
+        weight: scalar, w_t *after* this step, from `running_weight`.
 
     Returns:
         A scalar in [0, 1]: exactly 1 at the first step.
@@ -160,7 +193,7 @@ def squared(g: jax.Array) -> jax.Array:
 
 
 def magnitude(g: jax.Array) -> jax.Array:
-    """|g| as a real array, with derivative zero at zero, for complex numbers too.
+    """|g| as a real array, with derivative zero at zero.
 
     Args:
         g: any shape, real or complex.
@@ -172,8 +205,6 @@ def magnitude(g: jax.Array) -> jax.Array:
         >>> print(magnitude(jnp.array([3 + 4j])))
         [5.]
     """
-    if not jnp.iscomplexobj(g):
-        return jnp.abs(g)
     zero = g == 0
     return jnp.where(zero, 0.0, jnp.abs(jnp.where(zero, 1.0, g)))
 
@@ -250,10 +281,54 @@ def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike) -> jax.Array
         >>> print(root_second_moment(jnp.array([0.0]), jnp.array([1e-30]), 0.25))
         [5.e-31]
     """
-    a = magnitude(g)
-    x, y, _, dead = _over_larger(a, s)
-    q = root(y * y + rate * ((x - y) * (x + y)))
-    return s + rate * (a - s) * ((x + y) / jnp.where(dead, 1.0, q + y))
+
+    def step(a: jax.Array, s: jax.Array) -> jax.Array:
+        x, y, _, dead = _over_larger(a, s)
+        q = root(y * y + rate * ((x - y) * (x + y)))
+        return s + rate * (a - s) * ((x + y) / jnp.where(dead, 1.0, q + y))
+
+    return lifted(step, magnitude(g), s)
+
+
+def lifted(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """A function homogeneous of degree one, on arrays multiplied by a power of two where they are very small.
+
+    Terms that matter in a sum can be below the smallest normal number, 1e-38 in float32, where processors flush them to
+    zero, although the sum itself is far above it. Lifted by 2^60 they are not; the result is brought back exactly.
+
+    Args:
+        function: takes as many arrays as given, of one shape.
+        *arrays: real or complex.
+
+    Returns:
+        What the function returns for the arrays, same shape.
+
+    Example:
+        >>> print(lifted(lambda a, b: a + 0.001 * b, jnp.float32(1e-36), jnp.float32(1e-36)))
+        1.001e-36
+    """
+    largest = functools.reduce(jnp.maximum, (jnp.abs(part) for x in arrays for part in (x.real, x.imag)))
+    small = largest < float(jnp.finfo(largest.dtype).tiny) * 2.0**62
+    lifted_by = jnp.where(small, 2.0**60, 1.0)
+    return function(*(lifted_by * x for x in arrays)) * jnp.where(small, 2.0**-60, 1.0)
+
+
+def small_average(mean: jax.Array, value: jax.Array, rate: ArrayLike) -> jax.Array:
+    """`average` without loss for very small numbers, where rate (x - a) would be flushed to zero.
+
+    Args:
+        mean: the average so far, any shape, real or complex.
+        value: the new value, same shape.
+        rate: scalar.
+
+    Returns:
+        The new average, same shape.
+
+    Example:
+        >>> print(small_average(jnp.float32(1e-36), jnp.float32(1.1e-36), 0.01))
+        1.001e-36
+    """
+    return lifted(lambda a, x: average(a, x, rate), mean, value)
 
 
 def infinity_moment(u: jax.Array, g: jax.Array, rate: ArrayLike, eps: ArrayLike = 0.0) -> jax.Array:

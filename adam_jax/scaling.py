@@ -73,8 +73,8 @@ def scale_by_bias_correction(b1: Scalar, b2: Scalar | None = None) -> optax.Grad
         del params, extra_args
         rate1 = moments.complement(_at(b1, state.count))
         rate2 = 1.0 if b2 is None else moments.complement(_at(b2, state.count))
-        mu_weight = moments.average(state.mu_weight, 1.0, rate1).astype(state.mu_weight.dtype)
-        nu_weight = moments.average(state.nu_weight, 1.0, rate2).astype(state.nu_weight.dtype)
+        mu_weight = moments.running_weight(state.mu_weight, rate1, state.count)
+        nu_weight = moments.running_weight(state.nu_weight, rate2, state.count)
         factor = moments.corrected_rate(moments.root(nu_weight), mu_weight)
         state = ScaleByBiasCorrectionState(optax.safe_increment(state.count), mu_weight, nu_weight)
         return _scale(factor, updates), state

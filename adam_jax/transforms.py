@@ -323,6 +323,7 @@ def _scale_by_moments(
     checks.at_least("eps", eps, 0.0)
     mu_dtype = checks.floating_dtype("mu_dtype", mu_dtype)
     nu_dtype = checks.floating_dtype("nu_dtype", nu_dtype)
+    toward = moments.average if squares else moments.small_average
     adaptive = 2 if state_type is ScaleByAmsgradState else 1
 
     def init_fn(params: Any) -> Any:
@@ -337,8 +338,8 @@ def _scale_by_moments(
         b1_rate = moments.complement(_at(b1, state.count))
         b2_rate = moments.complement(_at(b2, state.count))
         nu_rate = size.rate(b2_rate)
-        mu_weight = moments.average(state.mu_weight, 1.0, b1_rate).astype(state.mu_weight.dtype)
-        nu_weight = moments.average(state.nu_weight, 1.0, nu_rate).astype(state.nu_weight.dtype)
+        mu_weight = moments.running_weight(state.mu_weight, b1_rate, state.count)
+        nu_weight = moments.running_weight(state.nu_weight, nu_rate, state.count)
         k = _Scalars(b1_rate, 1.0 - b1_rate, b2_rate, nu_rate, 1.0, nu_weight, eps, eps_root)
         if correct_mu:
             next_weight = moments.average(mu_weight, 1.0, b1_rate)
@@ -365,7 +366,7 @@ def _scale_by_moments(
             real = jnp.finfo(wide).dtype
             kk = _Scalars(*(jnp.asarray(scalar, real) for scalar in k))
             gradient = moments.saturate(jnp.asarray(g, wide), int(squares))
-            mu = moments.average(m.astype(wide), gradient, kk.mu_rate)
+            mu = toward(m.astype(wide), gradient, kk.mu_rate)
             new = size.advance(tuple(nu.astype(real) for nu in nus), gradient, kk)
             ahead = moments.lookahead(mu, gradient, kk.mu_rate, kk.mu_keep) if nesterov else mu
             u = moments.direction(ahead, size.read(new, kk), kk.eps)

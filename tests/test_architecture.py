@@ -1,0 +1,88 @@
+"""The layers of the package: imports point down, never sideways, and nothing optional is needed to import it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import adam_jax
+
+PACKAGE = Path(adam_jax.__file__).parent
+LAYERS = {
+    5: {"__main__"},
+    4: {"paper", "bench"},
+    3: {"optimizers", "diagnostics", "regret", "sharding", "checkpoint", "interop"},
+    2: {"transforms", "scaling", "averaging", "faults", "weights", "rows"},
+    1: {"moments", "rounding", "storage", "checks", "trees"},
+}
+LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
+ARITHMETIC = {"moments", "rounding", "storage"}  # these import jax and numpy, and nothing else
+
+
+def _imports(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "adam_jax" else {str(node.module)}
+            )
+    return found
+
+
+def _modules() -> dict[str, Path]:
+    return {
+        str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py" or path.parent != PACKAGE
+    }
+
+
+def test_every_module_has_a_layer():
+    assert {name.split(".")[0] for name in _modules()} <= set(LAYER)
+
+
+def test_imports_point_down_and_never_sideways():
+    wrong = []
+    for name, path in _modules().items():
+        top = name.split(".")[0]
+        for imported in _imports(path):
+            parts = imported.split(".")
+            if parts[0] == "adam_jax" and len(parts) > 1 and parts[1] != top and LAYER.get(parts[1], 99) >= LAYER[top]:
+                wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+def test_the_arithmetic_imports_jax_only():
+    for name in ARITHMETIC:
+        path = PACKAGE / f"{name}.py"
+        if path.exists():
+            assert {imported.split(".")[0] for imported in _imports(path)} <= {
+                "jax",
+                "numpy",
+                "collections",
+                "functools",
+                "typing",
+            }, name
+
+
+def test_nothing_imports_the_paper():
+    for name, path in _modules().items():
+        if name.split(".")[0] not in ("paper", "__main__"):
+            assert not any(imported.startswith("adam_jax.paper") for imported in _imports(path)), name
+
+
+def test_importing_the_package_imports_no_optional_one():
+    optional = "matplotlib rich pooch torch keras flax equinox orbax mlxtend sklearn"
+    code = f"import sys, adam_jax; assert not set('{optional}'.split()) & set(sys.modules)"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_the_readme_map_matches_the_tree():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    block = readme.split("## The map")[1].split("```")[1]
+    listed = {line.split()[0].rstrip("/") for line in block.splitlines() if line.startswith("  ")}
+    there = {path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")}
+    assert listed == there

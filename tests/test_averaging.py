@@ -1,0 +1,60 @@
+"""The average of the params over training (Section 7.2)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+
+
+def _train(decay, steps: int = 20):
+    tx = optax.chain(adam_jax.adam(0.1), adam_jax.average_params(decay))
+    params = {"w": jnp.array([1.0, -2.0]), "n": 3}
+    state, history = tx.init(params), []
+    for _ in range(steps):
+        gradients = {"w": params["w"], "n": np.zeros((), jax.dtypes.float0)}
+        updates, state = jax.jit(tx.update)(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(np.asarray(params["w"], np.float64))
+    return adam_jax.averaged_params(state, params), np.array(history)
+
+
+def test_it_is_the_bias_corrected_exponential_average():
+    average, history = _train(0.9)
+    weights = 0.9 ** np.arange(len(history))[::-1]
+    np.testing.assert_allclose(average["w"], weights @ history / weights.sum(), rtol=1e-6)
+    assert average["n"] == 3
+
+
+def test_with_a_growing_decay_it_is_the_arithmetic_mean():
+    average, history = _train(lambda count: count / (count + 1.0))
+    np.testing.assert_allclose(average["w"], history.mean(0), rtol=1e-5)
+
+
+def test_before_the_first_step_it_is_the_params():
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    average = adam_jax.averaged_params(adam_jax.average_params().init(params), params)
+    assert average["w"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(average["w"], params["w"])
+
+
+def test_low_precision_params_are_averaged_in_float32():
+    tx = optax.chain(optax.sgd(1.0), adam_jax.average_params(0.999))
+    params = jnp.ones(1, jnp.bfloat16)
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = jax.jit(tx.update)(jnp.zeros(1, jnp.bfloat16), state, params)
+    assert state[1].average.dtype == jnp.float32
+    np.testing.assert_array_equal(state[1].average, 1.0)
+
+
+def test_a_state_without_an_average_or_with_two_is_an_error():
+    params = jnp.ones(1)
+    two = optax.chain(adam_jax.average_params(), adam_jax.average_params())
+    for tx, count in ((adam_jax.adam(), 0), (two, 2)):
+        with pytest.raises(ValueError, match=f"exactly one AverageParamsState, got {count}"):
+            adam_jax.averaged_params(tx.init(params), params)
+    with pytest.raises(ValueError, match="averaging needs the params"):
+        two.update(params, two.init(params))

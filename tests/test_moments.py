@@ -1,0 +1,87 @@
+"""The arithmetic on one array."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adam_jax import moments
+
+
+def test_a_constant_is_a_fixed_point_of_every_average_at_every_rate():
+    value = jnp.float32(0.1)
+    for rate in np.geomspace(1e-7, 1, 40):
+        assert moments.average(value, value, rate) == value
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.999, 1 - 1e-5, 1 - 1e-7])
+def test_complement_keeps_the_digits_that_float32_would_lose(decay: float):
+    assert moments.complement(decay) == 1 - decay
+    traced = jax.jit(moments.complement)(jnp.float32(decay))
+    assert traced == 1 - float(np.float32(decay))  # exact for the float32 that arrived
+
+
+def test_the_first_corrected_rate_is_exactly_one():
+    for rate in np.geomspace(1e-7, 1, 40).astype(np.float32):
+        weight = moments.average(jnp.float32(0), 1.0, rate)
+        assert moments.corrected_rate(rate, weight) == 1
+
+
+def test_the_corrected_average_is_the_raw_one_over_its_weight():
+    values = np.random.default_rng(0).normal(size=50)
+    raw = weight = 0.0
+    mean, running = jnp.float32(0), jnp.float32(0)
+    for value in values:
+        raw, weight = 0.9 * raw + 0.1 * value, 0.9 * weight + 0.1
+        running = moments.average(running, 1.0, 0.1)
+        mean = moments.average(mean, jnp.float32(value), moments.corrected_rate(0.1, running))
+        np.testing.assert_allclose(mean, raw / weight, atol=3e-7)  # a few ulp of values of order one
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+def test_saturation_keeps_squares_and_differences_finite_and_shows_what_is_not(dtype):
+    largest = jnp.finfo(dtype).max
+    g = jnp.array([0.0, 1.0, largest, -largest], dtype)
+    assert jnp.isfinite(moments.squared(moments.saturate(g, 1))).all()
+    assert jnp.isfinite(moments.squared(moments.saturate(g, 4)).sum())
+    difference = moments.saturate(g, 0)
+    assert jnp.isfinite(difference[2] - difference[3])
+    bad = moments.saturate(jnp.array([jnp.inf, -jnp.inf, jnp.nan], dtype), 1)
+    assert not jnp.isfinite(bad).any()
+
+
+def test_the_root_form_follows_the_square_form():
+    rng = np.random.default_rng(0)
+    g = jnp.asarray(rng.normal(size=(200, 64)) * 10 ** rng.uniform(-3, 3, size=(200, 64)), jnp.float32)
+    v, s = jnp.zeros(64), jnp.zeros(64)
+    for row in g:
+        v, s = moments.second_moment(v, row, 0.01), moments.root_second_moment(s, row, 0.01)
+    np.testing.assert_allclose(s, jnp.sqrt(v), rtol=3e-6)  # 25 ulp, the rounding of 200 steps of each
+
+
+def test_lp_at_two_is_the_root_second_moment():
+    rng = np.random.default_rng(0)
+    s = r = jnp.zeros(64)
+    for _ in range(100):
+        g = jnp.asarray(rng.normal(size=64) * 10 ** rng.uniform(-3, 3, size=64), jnp.float32)
+        s, r = moments.lp_moment(s, g, 2.0, 0.01, np.log(0.99)), moments.root_second_moment(r, g, 0.01)
+    np.testing.assert_allclose(s, r, rtol=3e-6)  # as above
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 7.0, 100.0, 1e6])
+def test_lp_moments_neither_overflow_nor_vanish(p: float):
+    for scale in (1e-35, 1.0, 1e35):
+        s = moments.lp_moment(jnp.array([scale]), jnp.array([scale]), p, 0.1, np.log(0.9))
+        np.testing.assert_allclose(s, scale, rtol=2e-6)  # the logarithms of 1e35 carry 80 ulp of one
+
+
+def test_derivatives_at_zero_are_zero():
+    for function in (moments.root, moments.magnitude, lambda g: moments.direction(g * 0, jnp.abs(g), 0.0)):
+        assert jax.grad(function)(0.0) == 0
+        assert jax.jacfwd(function)(0.0) == 0
+    assert jax.grad(moments.magnitude)(0j) == 0
+
+
+def test_a_direction_of_nan_or_inf_is_not_hidden():
+    bad = jnp.array([jnp.nan, jnp.inf])
+    assert jnp.isnan(moments.direction(bad, bad, 1e-8)).all()

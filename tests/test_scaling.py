@@ -1,0 +1,76 @@
+"""What stands around Adam in a chain: clipping, learning rates, weight decay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+
+
+def _once(tx: optax.GradientTransformation, updates, params=None):
+    return jax.jit(tx.update)(updates, tx.init(updates), params)[0]
+
+
+def test_clipping_leaves_short_gradients_alone_and_scales_long_ones():
+    gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0], jnp.bfloat16)}
+    np.testing.assert_array_equal(_once(adam_jax.clip_by_global_norm(5.0), gradients)["a"], 3.0)
+    clipped = _once(adam_jax.clip_by_global_norm(1.0), gradients)
+    np.testing.assert_allclose(clipped["a"], 0.6, rtol=1e-6)
+    assert clipped["b"].dtype == jnp.bfloat16
+
+
+def test_clipping_does_not_overflow():
+    clipped = _once(adam_jax.clip_by_global_norm(1.0), jnp.full(100, 1e30))
+    assert jnp.isfinite(clipped).all()
+    assert (clipped > 0).all()
+
+
+def test_clipping_shows_nan_and_infinity():
+    for bad in (jnp.nan, jnp.inf):
+        assert not jnp.isfinite(_once(adam_jax.clip_by_global_norm(1.0), jnp.array([1.0, bad]))).all()
+
+
+def test_clipping_at_zero_gradients_has_a_finite_derivative():
+    def first(g: jax.Array) -> jax.Array:
+        return _once(adam_jax.clip_by_global_norm(1.0), g)[0]
+
+    np.testing.assert_array_equal(jax.grad(first)(jnp.zeros(2)), [1.0, 0.0])
+
+
+@pytest.mark.parametrize("transform", [adam_jax.adam, adam_jax.adamw])
+def test_clip_then_adam_moves_44_bytes_a_parameter_and_needs_no_copy(transform):
+    params = jnp.ones(1 << 20)
+    tx = optax.chain(adam_jax.clip_by_global_norm(1.0), transform(1e-3))
+    state = tx.init(params)
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    analysis = compiled.cost_analysis()
+    assert analysis is not None
+    assert analysis["bytes accessed"] / params.size <= 44.1
+    assert compiled.memory_analysis().temp_size_in_bytes < 1 << 16
+
+
+def test_the_learning_rate_is_not_rounded_to_the_updates_dtype():
+    updates = _once(adam_jax.scale_by_learning_rate(1e-3), jnp.full(1, 1.5, jnp.bfloat16))
+    assert updates.dtype == jnp.bfloat16
+    assert updates[0] == jnp.bfloat16(-1.5e-3)
+    assert _once(optax.scale_by_learning_rate(1e-3), jnp.full(1, 1.5, jnp.bfloat16))[0] != updates[0]
+
+
+def test_inverse_sqrt_decay_is_alpha_over_root_t():
+    schedule = adam_jax.inverse_sqrt_decay(0.5)
+    np.testing.assert_allclose([schedule(t - 1) for t in (1, 4, 100)], [0.5, 0.25, 0.05], rtol=1e-6)
+
+
+def test_bias_correction_of_a_first_moment_alone_is_one_over_its_weight():
+    tx = optax.chain(optax.ema(0.9, debias=False), adam_jax.scale_by_bias_correction(0.9))
+    state = tx.init(jnp.zeros(1))
+    for _ in range(20):
+        updates, state = jax.jit(tx.update)(jnp.ones(1), state)
+        np.testing.assert_allclose(updates, 1.0, rtol=2e-6)
