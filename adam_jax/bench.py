@@ -143,7 +143,8 @@ def _traffic(module: Any) -> str:
         return optax.apply_updates(params, updates), state
 
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
-    return f"{compiled.cost_analysis()['bytes accessed'] / params.size:.0f} bytes"
+    analysis = compiled.cost_analysis() or {}
+    return f"{analysis['bytes accessed'] / params.size:.0f} bytes"
 
 
 def _exact_root_recovery() -> float:

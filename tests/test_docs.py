@@ -15,7 +15,8 @@ import adam_jax
 MODULES = [
     importlib.import_module(m.name) for m in pkgutil.iter_modules(adam_jax.__path__, "adam_jax.") if m.name[9:] != "__main__"
 ]
-DOCUMENTED = [getattr(module, name) for module in MODULES for name in getattr(module, "__all__", ())]
+PUBLIC = [getattr(module, name) for module in MODULES for name in getattr(module, "__all__", ())]
+DOCUMENTED = [thing for thing in PUBLIC if callable(thing)]
 
 
 def _examples(thing: object) -> list[doctest.DocTest]:
