@@ -1,0 +1,61 @@
+"""Figure 1: logistic regression on digits and on film reviews (Section 6.1)."""
+
+from typing import Any
+
+from adam_jax.paper import data, problems
+from adam_jax.paper.lab import Comparison, Lab, Plan, caption, compare, subset
+from adam_jax.paper.methods import METHODS
+from adam_jax.paper.results import Claim, Panel, Result
+from adam_jax.paper.training import Job
+
+__all__ = ["fig1a"]
+
+PASSES = "iterations over entire data set"
+
+
+def fig1a(lab: Lab) -> Result:
+    """Multi-class logistic regression on MNIST at alpha / sqrt(t): Adam, AdaGrad and SGD with Nesterov momentum.
+
+    Args:
+        lab: data, settings and where to train.
+
+    Returns:
+        One panel, one table, three claims: the paper does not say whether its AdaGrad was annealed too, so both are run.
+
+    Example:
+        >>> fig1a.__name__
+        'fig1a'
+    """
+    plan = lab.plan(Plan(epochs=45, seeds=5, search=45), Plan(epochs=3, seeds=3, search=2))
+    digits = data.mnist(lab.where)
+    x, y = subset(digits, plan)
+    problem = problems.logistic(x.shape[1], 10)
+    adaptive = [0.003, 0.01, 0.03, 0.1, 0.3]
+    grids = {"adagrad": [0.03, 0.1, 0.3, 1.0, 3.0], "adagrad_constant": adaptive, "sgd": [0.03, 0.1, 0.3, 1.0, 3.0],
+             "adam": adaptive}  # fmt: skip
+
+    def job(name: str, method: str, grid: Any, seeds: tuple[int, ...], epochs: int) -> Job:
+        return Job(name, method, problem, x, y, grid, seeds, epochs, annealed=True, records=4)
+
+    found = compare(lab, plan, "MNIST logistic regression", grids, job)
+    claims = [_like_nesterov(found), _ahead_of_adagrad(found, "adagrad"), _ahead_of_adagrad(found, "adagrad_constant")]
+    note = caption(digits, len(x), plan, lab.quick, "alpha/sqrt(t)")
+    limits = (0.2, 0.7)
+    panel = Panel("MNIST Logistic Regression", PASSES, "training cost", found.lines(), limits=limits)
+    settings = {"data": digits.name, "source": digits.source, "plan": vars(plan), "alphas": found.alphas, "grids": grids,
+                "problem": problem.settings}  # fmt: skip
+    return Result("Figure 1a", [panel], [found.table], claims, settings, note, columns=1)
+
+
+def _like_nesterov(found: Comparison) -> Claim:
+    adam, sgd = found.final("adam"), found.final("sgd")
+    text = "Adam converges like SGD with Nesterov momentum (costs in the last epoch within 5 %)"
+    return Claim(text, abs(adam / sgd - 1) <= 0.05, f"Adam {adam:.4f}, SGDNesterov {sgd:.4f}")
+
+
+def _ahead_of_adagrad(found: Comparison, adagrad: str) -> Claim:
+    adam, sgd, other = (found.overall(name) for name in ("adam", "sgd", adagrad))
+    text = f"Adam and SGDNesterov converge faster than {METHODS[adagrad].label} (lower mean cost over the run)"
+    return Claim(
+        text, max(adam, sgd) < other, f"Adam {adam:.4f}, SGDNesterov {sgd:.4f}, {METHODS[adagrad].label} {other:.4f}"
+    )

@@ -1,0 +1,197 @@
+"""What an experiment is given: data, settings, a way to train with a progress bar; and the steps that most of them share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adam_jax.paper.data import Dataset, Where
+from adam_jax.paper.methods import METHODS
+from adam_jax.paper.results import Curve, Table
+from adam_jax.paper.training import Curves, Job, train
+
+__all__ = ["Comparison", "Lab", "Plan", "caption", "compare", "subset"]
+
+Progress = Callable[[str, int], Callable[[int], None]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long an experiment runs.
+
+    Attributes:
+        epochs: passes over the data for the curves.
+        seeds: how many curves an optimizer has.
+        search: passes over the data for each step size of the grid, one seed.
+        examples: how many examples to use; None for all.
+    """
+
+    epochs: int
+    seeds: int
+    search: int
+    examples: int | None = None
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What an experiment is given.
+
+    Attributes:
+        where: where data is looked for.
+        quick: whether the short plan is asked for.
+        epochs: replaces the plan's, if given.
+        seed: the first seed.
+        folder: for unfinished work; None keeps nothing.
+        say: prints a line.
+        progress: from a title and a number of steps to a function that is told of steps done.
+    """
+
+    where: Where = field(default_factory=Where)
+    quick: bool = False
+    epochs: int | None = None
+    seed: int = 0
+    folder: Path | None = None
+    say: Callable[[str], None] = lambda _: None
+    progress: Progress = lambda _title, _steps: lambda _done: None
+
+    def plan(self, full: Plan, quick: Plan) -> Plan:
+        """The plan to follow."""
+        plan = quick if self.quick else full
+        if self.epochs is None:
+            return plan
+        return replace(plan, epochs=self.epochs, search=min(plan.search, self.epochs))
+
+    def seeds(self, plan: Plan) -> tuple[int, ...]:
+        """The seeds of a plan."""
+        return tuple(range(self.seed, self.seed + plan.seeds))
+
+    def train(self, title: str, jobs: Sequence[Job]) -> list[Curves]:
+        """Train jobs one after another under one progress bar."""
+        advance = self.progress(title, sum(job.work for job in jobs))
+        return [train(job, advance=advance, folder=self.folder) for job in jobs]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Optimizers at their best step sizes.
+
+    Attributes:
+        curves: by method, one setting each.
+        alphas: the best step size by method.
+        table: the step sizes tried, the cost each led to, and the costs of the best over the seeds.
+    """
+
+    curves: dict[str, Curves]
+    alphas: dict[str, float]
+    table: Table
+
+    def final(self, method: str) -> float:
+        """Mean cost over the last epoch and the seeds."""
+        return float(self.curves[method].last.mean())
+
+    def overall(self, method: str) -> float:
+        """Mean cost over the whole run and the seeds."""
+        cost = float(self.curves[method].costs.mean())
+        return cost if np.isfinite(cost) else float("inf")
+
+    def lines(self, suffix: str = "", dashed: bool = False) -> list[Curve]:
+        """One curve for each method."""
+        return [
+            Curve(METHODS[name].label + suffix, curves.passes, curves.costs[:, 0], METHODS[name].colour,
+                  dashed or METHODS[name].dashed)
+            for name, curves in self.curves.items()
+        ]  # fmt: skip
+
+
+def compare(lab: Lab, plan: Plan, title: str, grids: Mapping[str, Sequence[float]], job: Callable[..., Job]) -> Comparison:
+    """Find each optimizer's best step size on a grid with one seed, then train it there with every seed.
+
+    The best is the one with the lowest training cost over the last epoch of the search. One on the edge of its grid is
+    marked, because a better one may lie beyond.
+
+    Args:
+        lab: where to train.
+        plan: for how long.
+        title: of the experiment.
+        grids: step sizes by method.
+        job: called with name, method, grid, seeds and epochs; gives the job.
+
+    Returns:
+        The comparison.
+
+    Example:
+        >>> from adam_jax.paper import problems
+        >>> x, y = np.eye(4, dtype=np.uint8) * 255, np.arange(4, dtype=np.int32)
+        >>> def job(name, method, grid, seeds, epochs):
+        ...     return Job(name, method, problems.logistic(4, 4), x, y, grid, seeds, epochs, batch=2)
+        >>> compare(Lab(), Plan(1, 2, 1), "demo", {"adam": [0.1, 1.0]}, job).alphas
+        {'adam': 1.0}
+    """
+    seeds = lab.seeds(plan)
+    searches = [job(f"search-{m}", m, {"alpha": np.array(grid)}, seeds[:1], plan.search) for m, grid in grids.items()]
+    found = dict(zip(grids, (c.last[0] for c in lab.train(f"{title}: step sizes", searches)), strict=True))
+    alphas = {m: float(grids[m][int(np.argmin(cost))]) for m, cost in found.items()}
+    finals = [job(f"final-{m}", m, {"alpha": np.array([alpha])}, seeds, plan.epochs) for m, alpha in alphas.items()]
+    curves = dict(zip(grids, lab.train(f"{title}: curves", finals), strict=True))
+    return Comparison(curves, alphas, _table(title, plan, grids, found, alphas, curves))
+
+
+def _table(title: str, plan: Plan, grids: Any, found: Any, alphas: Any, curves: dict[str, Curves]) -> Table:
+    rows = []
+    for name, grid in grids.items():
+        tried = "  ".join(f"{alpha:g}: {cost:.4g}" for alpha, cost in zip(grid, found[name], strict=True))
+        edge = " (edge of grid)" if len(grid) > 1 and alphas[name] in (grid[0], grid[-1]) else ""
+        last = curves[name].last
+        rows.append([
+            METHODS[name].label, tried, f"{alphas[name]:g}{edge}",
+            f"{last.mean():.4f} ({last.min():.4f} to {last.max():.4f})", f"{curves[name].seconds[-1]:.1f}",
+        ])  # fmt: skip
+    columns = ["optimizer", f"alpha: cost after a search of {plan.search} epochs", "best alpha",
+               f"cost in epoch {plan.epochs}, {plan.seeds} seeds", "s"]  # fmt: skip
+    return Table(title, columns, rows)
+
+
+def subset(data: Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """As many examples as the plan wants, drawn at random with a fixed seed.
+
+    Args:
+        data: a data set.
+        plan: its `examples` counts.
+
+    Returns:
+        Features and labels.
+
+    Example:
+        >>> digits = Dataset("d", "s", np.zeros((5, 2), np.uint8), np.zeros(5, np.int32))
+        >>> [part.shape for part in subset(digits, Plan(1, 1, 1, examples=3))]
+        [(3, 2), (3,)]
+    """
+    if plan.examples is None or plan.examples >= len(data.x):
+        return data.x, data.y
+    rows = np.random.default_rng(0).permutation(len(data.x))[: plan.examples]
+    return data.x[rows], data.y[rows]
+
+
+def caption(data: Dataset, examples: int, plan: Plan, quick: bool, *more: str) -> str:
+    """The line under a picture: what was trained on, and how.
+
+    Args:
+        data: the data set.
+        examples: how many of its examples were used.
+        plan: the plan followed.
+        quick: whether it was the short one.
+        more: further remarks.
+
+    Returns:
+        One or two lines.
+
+    Example:
+        >>> digits = Dataset("MNIST", "a package", np.zeros((5, 2), np.uint8), np.zeros(5, np.int32))
+        >>> caption(digits, 5, Plan(1, 2, 1), False)
+        'MNIST (a package); 5 examples; minibatch 128; 2 seeds, band from least to greatest'
+    """
+    parts = [f"{data.name} ({Path(data.source).name or data.source})", f"{examples:,} examples", "minibatch 128",
+             f"{plan.seeds} seeds, band from least to greatest", *more]  # fmt: skip
+    return ("QUICK RUN, too short to judge by. " if quick else "") + "; ".join(parts)

@@ -1,0 +1,148 @@
+"""What a figure hands back, and how it is kept: curves as .npz, settings and claims as .json."""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Claim", "Curve", "Panel", "Result", "Table", "write"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a panel.
+
+    Attributes:
+        label: its name in the legend.
+        x: [points].
+        y: [seeds, points]: the mean is drawn, and a band from the least to the greatest.
+        colour: any Matplotlib colour.
+        dashed: how lines of one colour are told apart.
+    """
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: above it.
+        x_label: below it.
+        y_label: beside it.
+        curves: what is drawn.
+        logarithmic: whether the vertical axis is.
+        limits: of the vertical axis; None leaves them to Matplotlib.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: list[Curve]
+    logarithmic: bool = False
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a title."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, whether it held, and the numbers from which that was computed."""
+
+    text: str
+    held: bool
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A figure as data.
+
+    Attributes:
+        title: of the picture.
+        panels: drawn side by side, in `columns` columns.
+        tables: printed.
+        claims: printed and kept.
+        settings: kept as JSON.
+        caption: under the picture: data, seeds, what differs from the paper.
+        columns: of panels.
+    """
+
+    title: str
+    panels: list[Panel]
+    tables: list[Table]
+    claims: list[Claim]
+    settings: dict[str, Any]
+    caption: str = ""
+    columns: int = 2
+
+
+def write(result: Result, picture: Callable[[io.BytesIO], None], stem: Path, identity: dict[str, Any]) -> list[Path]:
+    """Write STEM.png, STEM.npz and, last, STEM.json; each appears whole or not at all.
+
+    Args:
+        result: what to keep.
+        picture: writes the PNG into a file.
+        stem: path without an ending.
+        identity: what tells this run from others with the same name.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        OSError: where they cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> stem = Path(tempfile.mkdtemp(), "fig")
+        >>> result = Result("t", [], [], [Claim("water is wet", True, "100 %")], {"seeds": 1})
+        >>> [path.name for path in write(result, lambda file: None, stem, {})]
+        ['fig.png', 'fig.npz', 'fig.json']
+    """
+    arrays = {}
+    for p, panel in enumerate(result.panels):
+        for curve in panel.curves:
+            arrays[f"{p}|{panel.title}|{curve.label}|x"] = curve.x
+            arrays[f"{p}|{panel.title}|{curve.label}|y"] = curve.y
+    image, data = io.BytesIO(), io.BytesIO()
+    picture(image)
+    np.savez_compressed(data, **arrays)
+    record = {
+        "title": result.title, "caption": result.caption, "identity": identity, "settings": result.settings,
+        "claims": [{"claim": c.text, "held": c.held, "numbers": c.numbers} for c in result.claims],
+        "tables": [{"title": t.title, "columns": t.columns, "rows": t.rows} for t in result.tables],
+    }  # fmt: skip
+    text = (json.dumps(record, indent=1) + "\n").encode()
+    contents = {".png": image.getvalue(), ".npz": data.getvalue(), ".json": text}
+    return [_replace(stem.with_name(stem.name + ending), content) for ending, content in contents.items()]
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+    return path

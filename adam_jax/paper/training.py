@@ -1,0 +1,296 @@
+"""Training one optimizer at many settings and seeds at once: `vmap` over both, `lax.scan` over the minibatches.
+
+All settings of one seed see the same minibatches and the same noise, so that curves differ by their settings alone. What
+was done is written to a folder from time to time; a run that was interrupted goes on from there.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_jax.paper import methods
+from adam_jax.paper.formats import DataError
+from adam_jax.paper.problems import Problem
+
+__all__ = ["Curves", "Job", "train"]
+
+SAVE_EVERY = 30.0  # seconds between two writings of unfinished work
+
+
+@dataclass(frozen=True)
+class Job:
+    """One optimizer to train.
+
+    Attributes:
+        name: a file name for its unfinished work.
+        method: a key of `methods.METHODS`.
+        problem: what to minimise.
+        x: features [n, ...].
+        y: labels [n].
+        grid: arrays [g] of settings, "alpha" and others, trained side by side.
+        seeds: each draws parameters, minibatches and noise.
+        epochs: passes over the data.
+        batch: examples in a minibatch; what is left over at the end of a pass is left out.
+        records: points of the curve in each epoch.
+        annealed: take alpha / sqrt(t).
+    """
+
+    name: str
+    method: str
+    problem: Problem
+    x: np.ndarray = field(repr=False)
+    y: np.ndarray = field(repr=False)
+    grid: Mapping[str, np.ndarray]
+    seeds: tuple[int, ...]
+    epochs: int
+    batch: int = 128
+    records: int = 10
+    annealed: bool = False
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Points of the curve in an epoch, and minibatches averaged for each."""
+        batches = len(self.x) // self.batch
+        if batches < 1:
+            raise DataError(f"{len(self.x)} examples do not fill a minibatch of {self.batch}")
+        records = min(self.records, batches)
+        return records, batches // records
+
+    @property
+    def width(self) -> int:
+        """How many parameter vectors are trained side by side."""
+        return len(self.seeds) * len(next(iter(self.grid.values())))
+
+    @property
+    def work(self) -> int:
+        """Steps of one parameter vector in the whole job."""
+        records, length = self.steps
+        return self.epochs * records * length * self.width
+
+    def settings(self) -> dict[str, Any]:
+        """What identifies the job, for the record and for going on with it."""
+        grid = {name: [float(value) for value in values] for name, values in self.grid.items()}
+        return {
+            "method": self.method, "problem": self.problem.settings, "examples": len(self.x), "grid": grid,
+            "seeds": list(self.seeds), "epochs": self.epochs, "batch": self.batch, "annealed": self.annealed,
+            "records": self.records,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What was measured.
+
+    Attributes:
+        costs: mean training cost of the minibatches between two points, [seeds, settings, points].
+        passes: passes over the data at each point, [points].
+        seconds: time spent training until each point, compilation left out, [points].
+    """
+
+    costs: np.ndarray
+    passes: np.ndarray
+    seconds: np.ndarray
+
+    @property
+    def last(self) -> np.ndarray:
+        """The cost over the last epoch, or over the last point where there are fewer, [seeds, settings]; inf if diverged."""
+        cost = self.costs[..., self.passes > self.passes[-1] - 1 + 1e-9].mean(-1)
+        return np.where(np.isfinite(cost), cost, np.inf)
+
+
+def train(job: Job, *, advance: Callable[[int], None] = lambda _: None, folder: Path | None = None) -> Curves:
+    """Train every setting and seed of a job.
+
+    Args:
+        job: what to train.
+        advance: called with the number of steps done since it was last called.
+        folder: where unfinished work is kept, and gone on with where it is found; nowhere if None.
+
+    Returns:
+        The curves.
+
+    Raises:
+        DataError: where unfinished work is found that cannot be read or belongs to other settings.
+        KeyboardInterrupt: after Ctrl-C, with the work so far saved.
+
+    Example:
+        >>> import numpy as np
+        >>> from adam_jax.paper import problems
+        >>> x, y = np.eye(4, dtype=np.uint8) * 255, np.arange(4, dtype=np.int32)
+        >>> job = Job("demo", "adam", problems.logistic(4, 4), x, y, {"alpha": np.array([0.1, 1.0])}, (0,), 3, batch=2)
+        >>> train(job).costs.shape
+        (1, 2, 6)
+    """
+    store = _Store(folder, job) if folder else None
+    records, length = job.steps
+    state, costs, seconds = (store.load(_start(job)) if store else None) or (_start(job), [], [])
+    advance(len(costs) * length * job.width)
+    if len(costs) < job.epochs * records:
+        _go_on(job, state, costs, seconds, advance, store)
+    passes = (np.arange(job.epochs * records) + 1) / records
+    return Curves(np.stack(costs, -1), passes, np.cumsum(seconds))
+
+
+def _go_on(job: Job, state: Any, costs: list, seconds: list, advance: Callable[[int], None], store: "_Store | None") -> None:
+    """Train from the point that the lists have reached to the end, adding to them."""
+    records, length = job.steps
+    x, y = jnp.asarray(job.x), jnp.asarray(job.y)
+    rows, keys = _epoch(job, len(costs) // records)
+    maker = _Maker(job.method, job.annealed)
+    run = _segment.lower(job.problem.cost, maker, state, x, y, rows[:, 0], keys[:, 0]).compile()
+    saved = time.monotonic()
+    with _interruptible() as interrupted:
+        for point in range(len(costs), job.epochs * records):
+            if point % records == 0:
+                rows, keys = _epoch(job, point // records)
+            begin = time.perf_counter()
+            state, cost = run(state, x, y, rows[:, point % records], keys[:, point % records])
+            costs.append(np.asarray(cost))
+            seconds.append(time.perf_counter() - begin)
+            advance(length * job.width)
+            finished = point + 1 == job.epochs * records
+            if store and (finished or interrupted.is_set() or time.monotonic() - saved > SAVE_EVERY):
+                store.save(state, costs, seconds, finished)
+                saved = time.monotonic()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Builds the optimizer from traced settings; equal makers share one compiled function."""
+
+    method: str
+    annealed: bool
+
+    def __call__(self, hyper: Mapping[str, jax.Array]) -> optax.GradientTransformationExtraArgs:
+        return methods.make(self.method, hyper, annealed=self.annealed)
+
+
+def _start(job: Job) -> Any:
+    """Settings, parameters and optimizer states: [settings], then [seeds, settings, ...]."""
+    make = _Maker(job.method, job.annealed)
+    grid = {name: jnp.asarray(values, jnp.float32) for name, values in job.grid.items()}
+
+    @jax.jit
+    def start(grid: Any, keys: jax.Array) -> Any:
+        def one(hyper: Any, key: jax.Array) -> Any:
+            params = job.problem.init(key)
+            return params, make(hyper).init(params)
+
+        return grid, jax.vmap(lambda key: jax.vmap(one, (0, None))(grid, key))(keys)
+
+    return start(grid, jnp.stack([jax.random.key(seed) for seed in job.seeds]))
+
+
+def _epoch(job: Job, epoch: int) -> tuple[np.ndarray, jax.Array]:
+    """Rows of the data [seeds, points, length, batch] and keys [seeds, points, length], fixed by seed and epoch."""
+    records, length = job.steps
+    rows = [
+        np.random.default_rng([seed, epoch]).permutation(len(job.x))[: records * length * job.batch] for seed in job.seeds
+    ]
+    keys = [jax.random.split(jax.random.fold_in(jax.random.key(seed), epoch + 1), records * length) for seed in job.seeds]
+    shape = (len(job.seeds), records, length)
+    return np.stack(rows).astype(np.int32).reshape(*shape, job.batch), jnp.stack(keys).reshape(shape)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _segment(cost_of: Callable[..., Any], make: _Maker, state: Any, x: Any, y: Any, rows: Any, keys: Any) -> Any:
+    """Train all seeds and settings on rows [seeds, length, batch]; returns the state and mean costs [seeds, settings]."""
+    grid, trained = state
+
+    def seed(trained: Any, rows: jax.Array, keys: jax.Array) -> Any:
+        def step(trained: Any, batch: Any) -> Any:
+            row, key = batch
+            return jax.vmap(partial(_update, cost_of, make, x[row], y[row], key))(grid, *trained)
+
+        return jax.lax.scan(step, trained, (rows, keys))
+
+    trained, costs = jax.vmap(seed)(trained, rows, keys)
+    return (grid, trained), costs.mean(1)
+
+
+def _update(cost_of: Any, make: _Maker, x: Any, y: Any, key: Any, hyper: Any, params: Any, opt_state: Any) -> Any:
+    """One step of one setting."""
+
+    def cost(params: Any) -> jax.Array:
+        return cost_of(params, x, y, key)
+
+    value, gradient = jax.value_and_grad(cost)(params)
+    updates, opt_state = make(hyper).update(gradient, opt_state, params, value=value, grad=gradient, value_fn=cost)
+    return (optax.apply_updates(params, updates), opt_state), value
+
+
+class _Store:
+    """Unfinished work of one job in one file, replaced as a whole so that no half of it is ever seen."""
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.path = folder / f"{job.name}.npz"
+        self.mark = hashlib.sha256(json.dumps(job.settings(), sort_keys=True).encode()).hexdigest()
+
+    def load(self, like: Any) -> tuple[Any, list[np.ndarray], list[float]] | None:
+        """State, costs and seconds, or None where nothing was done; a finished job has the state `like`."""
+        if not self.path.exists():
+            return None
+        try:
+            with self.path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                mark, costs, seconds = str(file["mark"]), file["costs"], file["seconds"]
+                leaves = [file[f"leaf{k}"] for k in range(int(file["leaves"]))]
+        except Exception as error:  # zip, zlib, numpy and the system each raise their own
+            raise DataError(f"{self.path} cannot be read ({error}): delete it and start that part afresh") from None
+        if mark != self.mark:
+            raise DataError(f"{self.path} belongs to other settings: give those again, or leave out --resume")
+        state = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf) for leaf in leaves]) if leaves else like
+        return state, list(np.moveaxis(costs, -1, 0)), list(seconds)
+
+    def save(self, state: Any, costs: list[np.ndarray], seconds: list[float], finished: bool) -> None:
+        """Write everything beside the file, then put it in its place; a finished job leaves its state out."""
+        leaves = [] if finished else jax.tree.leaves(state)
+        arrays: dict[str, Any] = {f"leaf{k}": np.asarray(leaf) for k, leaf in enumerate(leaves)}
+        arrays |= {"mark": np.array(self.mark), "costs": np.stack(costs, -1), "seconds": np.array(seconds),
+                   "leaves": np.array(len(leaves))}  # fmt: skip
+        partial_file = self.path.with_suffix(".part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with partial_file.open("wb") as file:
+                np.savez(file, **arrays)
+            os.replace(partial_file, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial_file.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of cutting a step in two; a second one stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(signum: int, frame: Any) -> None:
+        del signum, frame
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
