@@ -9,6 +9,7 @@ The map, from the arithmetic up:
 * `checks`, `trees`: settings and trees, and what is said when they are wrong.
 * `transforms`: the family, `init`/`update` pairs over pytrees.
 * `scaling`, `averaging`: what stands around it in a chain.
+* `weights`: bfloat16 and float16 weights that still learn.
 * `optimizers`: chains of those, with Optax's signatures.
 * `interop`: other frameworks' settings.
 * `paper`, `bench`, `__main__`: the paper's experiments and comparisons, on the command line; never imported from here.
@@ -33,12 +34,23 @@ from adam_jax.transforms import (
     scale_by_amsgrad,
     scale_by_lp,
 )
+from adam_jax.weights import (
+    MasterResidualState,
+    StochasticRoundingState,
+    in_float32,
+    master_params,
+    master_residual,
+    set_master_params,
+    stochastic_rounding,
+)
 
 __all__ = [
     "AverageParamsState",
+    "MasterResidualState",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
     "ScaleByBiasCorrectionState",
+    "StochasticRoundingState",
     "adam",
     "adam_defaults",
     "adamax",
@@ -49,7 +61,10 @@ __all__ = [
     "average_params",
     "averaged_params",
     "clip_by_global_norm",
+    "in_float32",
     "inverse_sqrt_decay",
+    "master_params",
+    "master_residual",
     "nadam",
     "nadamw",
     "scale_by_adam",
@@ -58,4 +73,6 @@ __all__ = [
     "scale_by_bias_correction",
     "scale_by_learning_rate",
     "scale_by_lp",
+    "set_master_params",
+    "stochastic_rounding",
 ]
