@@ -65,6 +65,7 @@ def test_the_arithmetic_imports_jax_only():
                 "collections",
                 "functools",
                 "typing",
+                "zlib",
             }, name
 
 
