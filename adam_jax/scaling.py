@@ -85,7 +85,7 @@ def scale_by_bias_correction(b1: Scalar, b2: Scalar | None = None) -> optax.Grad
 def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtraArgs:
     """Multiply all gradients by min(1, max_norm / global norm), one scalar, which XLA fuses into the step that follows.
 
-    The norm is taken in float32 at least and does not overflow: the square of each of n entries counts max / n at most, so
+    The norm is taken in float32 at least and does not overflow: the square of each of n entries counts max / 2n at most, so
     that gradients of 1e30 are scaled down, not zeroed.
 
     Args:
@@ -108,7 +108,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtr
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del params, extra_args
         trained = [_wide(u) for u in jax.tree.leaves(updates) if trees.is_trained(u)]
-        size = max(1, sum(u.size for u in trained))
+        size = 2 * max(1, sum(u.size for u in trained))
         # one pass, and a form that XLA fuses into the reduction: clipping u itself would be written to memory first
         squares = (jnp.minimum(moments.squared(u), float(jnp.finfo(u.dtype).max) / size).sum() for u in trained)
         norm = moments.root(sum(squares, jnp.zeros([])))

@@ -12,6 +12,7 @@ import optax
 import pytest
 from cases import CASES, OPTIMIZERS, Case
 from flax import nnx
+from jax import export
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_optimizer = pytest.mark.parametrize("case", [CASES[name] for name in OPTIMIZERS], ids=OPTIMIZERS)
@@ -154,7 +155,7 @@ def test_it_composes_with_chain_masked_partition_and_multisteps(case: Case):
 
 @every_case
 def test_injected_numbers_give_what_constants_give(case: Case):
-    injected = optax.inject_hyperparams(case.factory)(**case.numbers, **case.choices)
+    injected = optax.inject_hyperparams(case.factory, hyperparam_dtype=jnp.float32)(**case.numbers, **case.choices)
     constant, _ = _run(case.make())
     traced, state = _run(injected)
     # decays that arrive as float32 differ from Python's by half an ulp; bfloat16 leaves may round the other way
@@ -193,7 +194,7 @@ def test_it_lowers_for_cpu_cuda_and_tpu(case: Case):
     def step(*leaves: jax.Array) -> list[jax.Array]:
         return jax.tree.leaves(tx.update(*jax.tree.unflatten(treedef, leaves)))
 
-    exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(*leaves)
+    exported = export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(*leaves)
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 

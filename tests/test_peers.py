@@ -17,8 +17,9 @@ START = np.random.default_rng(2).normal(size=7)
 
 @pytest.fixture
 def float64():
-    with jax.enable_x64(True):
-        yield
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
 def ours(tx: optax.GradientTransformation, gradients: np.ndarray = GRADIENTS, start: np.ndarray = START) -> np.ndarray:
