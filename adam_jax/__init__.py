@@ -8,7 +8,7 @@ The map, from the arithmetic up:
 * `rounding`: one array in fewer bits, without bias or without loss.
 * `checks`, `trees`: settings and trees, and what is said when they are wrong.
 * `transforms`: the family, `init`/`update` pairs over pytrees.
-* `scaling`, `averaging`: what stands around it in a chain.
+* `scaling`, `averaging`, `faults`: what stands around it in a chain.
 * `weights`: bfloat16 and float16 weights that still learn.
 * `optimizers`: chains of those, with Optax's signatures.
 * `interop`: other frameworks' settings.
@@ -16,6 +16,7 @@ The map, from the arithmetic up:
 """
 
 from adam_jax.averaging import AverageParamsState, average_params, averaged_params
+from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
 from adam_jax.interop import adam_defaults
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
 from adam_jax.scaling import (
@@ -34,6 +35,7 @@ from adam_jax.transforms import (
     scale_by_amsgrad,
     scale_by_lp,
 )
+from adam_jax.trees import label_by_path
 from adam_jax.weights import (
     MasterResidualState,
     StochasticRoundingState,
@@ -50,6 +52,7 @@ __all__ = [
     "ScaleByAdamState",
     "ScaleByAmsgradState",
     "ScaleByBiasCorrectionState",
+    "SkipNonfiniteState",
     "StochasticRoundingState",
     "adam",
     "adam_defaults",
@@ -63,10 +66,12 @@ __all__ = [
     "clip_by_global_norm",
     "in_float32",
     "inverse_sqrt_decay",
+    "label_by_path",
     "master_params",
     "master_residual",
     "nadam",
     "nadamw",
+    "raise_if_stuck",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_amsgrad",
@@ -74,5 +79,6 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_lp",
     "set_master_params",
+    "skip_nonfinite",
     "stochastic_rounding",
 ]

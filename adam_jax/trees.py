@@ -4,14 +4,36 @@ A leaf is *trained* when it is inexact (real or complex). Everything else that a
 booleans, PRNG keys, the functions of an Equinox model, has `None` where a state would have an array.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["is_trained", "map_params", "map_updates"]
+__all__ = ["Unchanged", "is_trained", "label_by_path", "map_params", "map_updates"]
+
+
+@jax.tree_util.register_static
+class Unchanged:
+    """The update of a leaf that cannot be added to, such as a PRNG key: `key + Unchanged()` is the key.
+
+    It is a pytree without leaves, so it crosses `jit` and the other transformations of a chain.
+
+    Example:
+        >>> 3 + Unchanged()
+        3
+    """
+
+    def __radd__(self, param: Any) -> Any:
+        return param
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unchanged)
+
+    def __hash__(self) -> int:
+        return hash(Unchanged)
 
 
 def is_trained(leaf: Any) -> bool:
@@ -31,6 +53,45 @@ def is_trained(leaf: Any) -> bool:
     if dtype is None:
         return isinstance(leaf, (float, complex))
     return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], Any]:
+    """A function from a tree to labels for its leaves, chosen by path: for `optax.partition`, and for masks.
+
+    Args:
+        labels: regular expressions and the label of the leaves whose path each finds (`re.search`); the first that does
+            counts. A leaf's path is its keys and indices joined by "/": "encoder/layers/0/w".
+        default: the label of all other leaves.
+
+    Returns:
+        A function of a tree, to a tree of labels like it. It raises ValueError if an expression finds no path.
+
+    Raises:
+        ValueError: if an expression is not a valid one.
+
+    Example:
+        >>> slow_and_fast = {"slow": optax.adam(1e-4), "fast": optax.adam(1e-3)}
+        >>> tx = optax.partition(slow_and_fast, label_by_path({"^embedding/": "slow"}, "fast"))
+        >>> label_by_path({"b$": False}, True)({"w": 1.0, "b": 0.0})  # a mask: no decay for biases
+        {'b': False, 'w': True}
+    """
+    expressions = {}
+    for expression, label in labels.items():
+        try:
+            expressions[re.compile(expression)] = label
+        except re.error as error:
+            raise ValueError(f"labels must be regular expressions, got {expression!r}: {error}") from None
+
+    def label(tree: Any) -> Any:
+        with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
+        for expression in expressions:
+            if not any(expression.search(path) for path in paths):
+                raise ValueError(f"labels must find a leaf each, got {expression.pattern!r}, but the paths are {paths}")
+        found = [next((x for e, x in expressions.items() if e.search(path)), default) for path in paths]
+        return jax.tree.unflatten(treedef, found)
+
+    return label
 
 
 def map_params(function: Callable[[str, Any], Any], params: Any) -> Any:
@@ -95,7 +156,9 @@ def map_updates(
 
 
 def _flatten(tree: Any) -> tuple[list[str], list[Any], Any]:
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda leaf: leaf is None or isinstance(leaf, Unchanged)
+    )
     return [jax.tree_util.keystr(path) for path, _ in with_paths], [leaf for _, leaf in with_paths], treedef
 
 
@@ -123,9 +186,11 @@ def _untrained(path: str, g: Any, p: Any) -> Any:
             f"the gradients have a {jnp.result_type(g)} leaf at {path or 'the root'}, but the params given to init have "
             "no floating-point leaf there"
         )
-    if g is None or not hasattr(g, "dtype"):
+    if g is None or isinstance(g, Unchanged) or not hasattr(g, "dtype"):
         return g
-    dtype = getattr(p, "dtype", g.dtype)
+    dtype = g.dtype if p is None else jnp.result_type(p) if not hasattr(p, "dtype") else p.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return Unchanged()
     return g if dtype == jax.dtypes.float0 else jnp.zeros(g.shape, dtype)
 
 
