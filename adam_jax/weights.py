@@ -308,6 +308,8 @@ def _landing(old: jax.Array, new: jax.Array) -> jax.Array:
 def _wide(x: Any) -> Any:
     """A bfloat16 or float16 leaf as float32, others as they are; by bits: XLA may drop a rounding that is cast back."""
     dtype = getattr(x, "dtype", None)
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, jnp.float32 if dtype in (jnp.bfloat16, jnp.float16) else x.dtype)
     if dtype == jnp.bfloat16:
         return rounding.join(jnp.asarray(x), jnp.zeros(x.shape, jnp.uint8))
     return jnp.asarray(x, jnp.float32) if dtype == jnp.float16 else x

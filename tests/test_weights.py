@@ -316,6 +316,27 @@ def test_optax_wrappers_around_a_rounding_chain_work(name):
     assert np.abs(np.asarray(whole, np.float32) - np.asarray(expected, np.float32)).max() <= 2.0**-5
 
 
+@pytest.mark.parametrize("name", ROUNDINGS)
+def test_states_keep_their_types_start_from_shapes_and_are_mapped_by_optax(name):
+    params = {"w": _weights(), "scale": jnp.ones(3)}
+    tx = adam_jax.in_float32(adam_jax.adam(1e-3), ROUNDINGS[name]())
+    state = tx.init(params)
+    types = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state)
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tx.init(shapes)) == types
+    _, new = _step(tx)(params, state, params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), new) == types
+
+    def like_its_param(leaf, param):
+        return leaf is None or leaf.shape == param.shape
+
+    # a residual is None where the param is float32, hence is_leaf
+    mapped = optax.tree_utils.tree_map_params(
+        tx, like_its_param, state, params, transform_non_params=lambda _: True, is_leaf=lambda leaf: leaf is None
+    )
+    assert all(jax.tree.leaves(mapped))
+
+
 def test_what_follows_the_residual_in_a_chain_is_seen_by_the_readers():
     params = _weights()
     wrong = [
