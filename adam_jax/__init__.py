@@ -10,15 +10,28 @@ The map, from the arithmetic up:
 * `transforms`: the family, `init`/`update` pairs over pytrees.
 * `scaling`, `averaging`, `faults`: what stands around it in a chain.
 * `weights`: bfloat16 and float16 weights that still learn.
+* `leafsums`, `diagnostics`: what Adam is doing, read from its state.
+* `domains`, `regret`: the online game of Section 4, and where Adam fails.
 * `optimizers`: chains of those, with Optax's signatures.
 * `interop`: other frameworks' settings.
 * `paper`, `bench`, `__main__`: the paper's experiments and comparisons, on the command line; never imported from here.
 """
 
 from adam_jax.averaging import AverageParamsState, average_params, averaged_params
+from adam_jax.diagnostics import Diagnostics, Measurements, watch_adam
+from adam_jax.domains import Ball, Box
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
 from adam_jax.interop import adam_defaults
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
+from adam_jax.regret import (
+    BestPoint,
+    Game,
+    RegretBound,
+    best_fixed_point,
+    play,
+    theorem_4_1_bound,
+    theorem_4_1_settings,
+)
 from adam_jax.scaling import (
     ScaleByBiasCorrectionState,
     add_decayed_weights,
@@ -48,7 +61,14 @@ from adam_jax.weights import (
 
 __all__ = [
     "AverageParamsState",
+    "Ball",
+    "BestPoint",
+    "Box",
+    "Diagnostics",
+    "Game",
     "MasterResidualState",
+    "Measurements",
+    "RegretBound",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
     "ScaleByBiasCorrectionState",
@@ -63,6 +83,7 @@ __all__ = [
     "amsgrad",
     "average_params",
     "averaged_params",
+    "best_fixed_point",
     "clip_by_global_norm",
     "in_float32",
     "inverse_sqrt_decay",
@@ -71,6 +92,7 @@ __all__ = [
     "master_residual",
     "nadam",
     "nadamw",
+    "play",
     "raise_if_stuck",
     "scale_by_adam",
     "scale_by_adamax",
@@ -81,4 +103,7 @@ __all__ = [
     "set_master_params",
     "skip_nonfinite",
     "stochastic_rounding",
+    "theorem_4_1_bound",
+    "theorem_4_1_settings",
+    "watch_adam",
 ]

@@ -12,8 +12,8 @@ LAYERS = {
     5: {"__main__"},
     4: {"paper", "bench"},
     3: {"optimizers", "diagnostics", "regret", "sharding", "checkpoint", "interop"},
-    2: {"transforms", "scaling", "averaging", "faults", "weights", "rows"},
-    1: {"moments", "rounding", "storage", "checks", "trees"},
+    2: {"transforms", "scaling", "averaging", "faults", "weights", "rows", "leafsums"},
+    1: {"moments", "rounding", "storage", "checks", "trees", "domains"},
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 ARITHMETIC = {"moments", "rounding", "storage"}  # these import jax and numpy, and nothing else
