@@ -10,7 +10,7 @@ The map, from the arithmetic up:
 * `transforms`: the family, `init`/`update` pairs over pytrees.
 * `scaling`, `averaging`, `faults`: what stands around it in a chain.
 * `weights`: bfloat16 and float16 weights that still learn.
-* `leafsums`, `diagnostics`: what Adam is doing, read from its state.
+* `leafsums`, `diagnostics`, `recorder`: what Adam is doing, read from its state, in files and in pictures.
 * `domains`, `regret`: the online game of Section 4, and where Adam fails.
 * `optimizers`: chains of those, with Optax's signatures.
 * `interop`: other frameworks' settings.
@@ -23,6 +23,7 @@ from adam_jax.domains import Ball, Box
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
 from adam_jax.interop import adam_defaults
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
+from adam_jax.recorder import Recorder, plot_history
 from adam_jax.regret import (
     BestPoint,
     Game,
@@ -68,6 +69,7 @@ __all__ = [
     "Game",
     "MasterResidualState",
     "Measurements",
+    "Recorder",
     "RegretBound",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
@@ -93,6 +95,7 @@ __all__ = [
     "nadam",
     "nadamw",
     "play",
+    "plot_history",
     "raise_if_stuck",
     "scale_by_adam",
     "scale_by_adamax",

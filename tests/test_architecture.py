@@ -11,7 +11,7 @@ PACKAGE = Path(adam_jax.__file__).parent
 LAYERS = {
     5: {"__main__"},
     4: {"paper", "bench"},
-    3: {"optimizers", "diagnostics", "regret", "sharding", "checkpoint", "interop"},
+    3: {"optimizers", "diagnostics", "recorder", "regret", "sharding", "checkpoint", "interop"},
     2: {"transforms", "scaling", "averaging", "faults", "weights", "rows", "leafsums"},
     1: {"moments", "rounding", "storage", "checks", "trees", "domains"},
 }
@@ -76,7 +76,7 @@ def test_nothing_imports_the_paper():
 
 
 def test_importing_the_package_imports_no_optional_one():
-    optional = "matplotlib rich pooch torch keras flax equinox orbax mlxtend sklearn"
+    optional = "matplotlib rich pooch torch keras flax equinox orbax mlxtend sklearn pyarrow tensorboardX"
     code = f"import sys, adam_jax; assert not set('{optional}'.split()) & set(sys.modules)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 

@@ -1,0 +1,101 @@
+"""What was measured arrives, unchanged, where people look: a table, CSV, Parquet, TensorBoard, a figure."""
+
+import csv
+import io
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from adam_jax.recorder import Recorder, plot_history, record
+
+TX = adam_jax.adam(1e-2)
+WATCH = adam_jax.watch_adam("square", learning_rate=1e-2)
+PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12), "b": jnp.zeros(3)}
+
+
+@jax.jit
+def _scan(params):
+    def step(carry, seed):
+        params, state = carry
+        g = jax.tree.map(lambda p: 2 * p + jax.random.normal(jax.random.key(seed), p.shape), params)
+        updates, state = TX.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), WATCH(state, g, params, updates)
+
+    return jax.lax.scan(step, (params, TX.init(params)), jnp.arange(6))[1]
+
+
+@pytest.fixture(scope="module")
+def history():
+    return jax.device_get(_scan(PARAMS))
+
+
+@pytest.fixture(scope="module")
+def steps(history):
+    return [jax.tree.map(lambda x, i=i: x[i], history) for i in range(6)]
+
+
+def test_csv_parquet_and_events_hold_the_numbers_recorded(tmp_path, steps):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pq = pytest.importorskip("pyarrow.parquet")
+    settings = {"csv": tmp_path / "a.csv", "parquet": tmp_path / "a.parquet", "tensorboard": tmp_path / "events"}
+    with Recorder(every=2, leaves=True, **settings) as recorder:
+        for step, seen in enumerate(steps):
+            recorder(step, seen, loss=step / 2)
+    expected = [{"step": step, "loss": step / 2, **record(steps[step], leaves=True)} for step in (0, 2, 4)]
+    assert recorder.rows == expected
+    assert expected[1]["['b']/snr_q50"] == steps[2].leaves["['b']"].snr_quantiles[2]
+    with (tmp_path / "a.csv").open() as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert rows == expected
+    assert pq.read_table(tmp_path / "a.parquet").to_pylist() == expected
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    seen = events.Scalars("adam/snr_mean")
+    assert [event.step for event in seen] == [0, 2, 4]
+    np.testing.assert_allclose([event.value for event in seen], [row["snr_mean"] for row in expected], rtol=1e-6)
+    assert sum(events.Histograms("adam/snr")[0].histogram_value.bucket) == 15
+
+
+def test_the_table_shows_the_last_records(steps, monkeypatch):
+    import rich
+
+    console = rich.get_console()
+    monkeypatch.setattr(console, "file", io.StringIO())
+    monkeypatch.setattr(console, "_width", 200)
+    with Recorder(every=1, table=True) as recorder:
+        for step, seen in enumerate(steps):
+            recorder(step, seen)
+    shown = console.file.getvalue()
+    assert "snr_mean" in shown
+    assert f"{recorder.rows[-1]['snr_mean']:.4g}" in shown
+
+
+def test_the_figure_draws_the_history(history, steps):
+    for figure in (plot_history(history), plot_history(steps), plot_history(history, leaf="['w']", title="w")):
+        assert len(figure.axes) == 7  # six panels and a colour bar
+        figure.savefig(io.BytesIO(), format="png")
+    mean = next(line for line in plot_history(steps).axes[0].lines if line.get_label() == "mean")
+    np.testing.assert_array_equal(mean.get_ydata(), history.overall.snr_mean)
+
+
+def test_what_cannot_be_written_or_drawn_is_refused(tmp_path, steps, monkeypatch):
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        Recorder(every=0)
+    (tmp_path / "there.csv").write_text("mine")
+    for name in ("csv", "parquet"):
+        with pytest.raises(FileExistsError, match=r"there\.csv"):
+            Recorder(**{name: tmp_path / "there.csv"})
+    with pytest.raises(ValueError, match="at least one Diagnostics"):
+        plot_history([])
+    with pytest.raises(ValueError, match="stacked along one axis"):
+        plot_history(steps[0])
+    with pytest.raises(KeyError):
+        plot_history(steps, leaf="['x']")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'matplotlib is needed here: pip install "adam_jax\[watch\]"'):
+        plot_history(steps)
