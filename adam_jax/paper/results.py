@@ -84,6 +84,7 @@ class Result:
         settings: kept as JSON.
         caption: under the picture: data, seeds, what differs from the paper.
         columns: of panels.
+        suffix: of the files' names.
     """
 
     title: str
@@ -93,6 +94,7 @@ class Result:
     settings: dict[str, Any]
     caption: str = ""
     columns: int = 2
+    suffix: str = ""
 
 
 def write(result: Result, picture: Callable[[io.BytesIO], None], stem: Path, identity: dict[str, Any]) -> list[Path]:
@@ -127,7 +129,7 @@ def write(result: Result, picture: Callable[[io.BytesIO], None], stem: Path, ide
     np.savez_compressed(data, **arrays)
     record = {
         "title": result.title, "caption": result.caption, "identity": identity, "settings": result.settings,
-        "claims": [{"claim": c.text, "held": c.held, "numbers": c.numbers} for c in result.claims],
+        "claims": [{"claim": c.text, "held": bool(c.held), "numbers": c.numbers} for c in result.claims],
         "tables": [{"title": t.title, "columns": t.columns, "rows": t.rows} for t in result.tables],
     }  # fmt: skip
     text = (json.dumps(record, indent=1) + "\n").encode()

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Job:
         batch: examples in a minibatch; what is left over at the end of a pass is left out.
         records: points of the curve in each epoch.
         annealed: take alpha / sqrt(t).
+        apart: train settings and seeds one after another, so that each one's time is its own.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Job:
     batch: int = 128
     records: int = 10
     annealed: bool = False
+    apart: bool = False
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -135,6 +137,8 @@ def train(job: Job, *, advance: Callable[[int], None] = lambda _: None, folder: 
         >>> train(job).costs.shape
         (1, 2, 6)
     """
+    if job.width > 1 and (job.apart or not job.problem.loops):
+        return _one_by_one(job, advance, folder)
     store = _Store(folder, job) if folder else None
     records, length = job.steps
     state, costs, seconds = (store.load(_start(job)) if store else None) or (_start(job), [], [])
@@ -145,13 +149,25 @@ def train(job: Job, *, advance: Callable[[int], None] = lambda _: None, folder: 
     return Curves(np.stack(costs, -1), passes, np.cumsum(seconds))
 
 
+def _one_by_one(job: Job, advance: Callable[[int], None], folder: Path | None) -> Curves:
+    """Every setting and seed as a job of its own; the seconds are the mean over them."""
+    parts = []
+    for seed in job.seeds:
+        for g in range(job.width // len(job.seeds)):
+            grid = {name: values[g : g + 1] for name, values in job.grid.items()}
+            part = replace(job, name=f"{job.name}-{g}-{seed}", grid=grid, seeds=(seed,))
+            parts.append(train(part, advance=advance, folder=folder))
+    costs = np.stack([part.costs[0, 0] for part in parts]).reshape(len(job.seeds), -1, parts[0].costs.shape[-1])
+    return Curves(costs, parts[0].passes, np.mean([part.seconds for part in parts], 0))
+
+
 def _go_on(job: Job, state: Any, costs: list, seconds: list, advance: Callable[[int], None], store: "_Store | None") -> None:
     """Train from the point that the lists have reached to the end, adding to them."""
     records, length = job.steps
     x, y = jnp.asarray(job.x), jnp.asarray(job.y)
     rows, keys = _epoch(job, len(costs) // records)
     maker = _Maker(job.method, job.annealed)
-    run = _segment.lower(job.problem.cost, maker, state, x, y, rows[:, 0], keys[:, 0]).compile()
+    run = _compiled(job.problem, maker, (state, x, y), (rows[:, 0], keys[:, 0]))
     saved = time.monotonic()
     with _interruptible() as interrupted:
         for point in range(len(costs), job.epochs * records):
@@ -182,19 +198,23 @@ class _Maker:
 
 
 def _start(job: Job) -> Any:
-    """Settings, parameters and optimizer states: [settings], then [seeds, settings, ...]."""
-    make = _Maker(job.method, job.annealed)
+    """Settings [settings], then parameters and optimizer states [seeds, settings, ...]."""
     grid = {name: jnp.asarray(values, jnp.float32) for name, values in job.grid.items()}
+    drawn = [_draw(job.problem.init, jax.random.key(seed)) for seed in job.seeds]
+    return grid, _begin(_Maker(job.method, job.annealed), grid, jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn))
 
-    @jax.jit
-    def start(grid: Any, keys: jax.Array) -> Any:
-        def one(hyper: Any, key: jax.Array) -> Any:
-            params = job.problem.init(key)
-            return params, make(hyper).init(params)
 
-        return grid, jax.vmap(lambda key: jax.vmap(one, (0, None))(grid, key))(keys)
+@partial(jax.jit, static_argnums=0)
+def _draw(init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    return init(key)  # on its own, because compiling it takes longer than the rest: once a problem
 
-    return start(grid, jnp.stack([jax.random.key(seed) for seed in job.seeds]))
+
+@partial(jax.jit, static_argnums=0)
+def _begin(make: _Maker, grid: Any, params: Any) -> Any:
+    def one(hyper: Any, params: Any) -> Any:
+        return params, make(hyper).init(params)
+
+    return jax.vmap(lambda params: jax.vmap(one, (0, None))(grid, params))(params)
 
 
 def _epoch(job: Job, epoch: int) -> tuple[np.ndarray, jax.Array]:
@@ -208,20 +228,49 @@ def _epoch(job: Job, epoch: int) -> tuple[np.ndarray, jax.Array]:
     return np.stack(rows).astype(np.int32).reshape(*shape, job.batch), jnp.stack(keys).reshape(shape)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _segment(cost_of: Callable[..., Any], make: _Maker, state: Any, x: Any, y: Any, rows: Any, keys: Any) -> Any:
-    """Train all seeds and settings on rows [seeds, length, batch]; returns the state and mean costs [seeds, settings]."""
-    grid, trained = state
+_COMPILED: dict[Any, Callable[..., Any]] = {}
 
-    def seed(trained: Any, rows: jax.Array, keys: jax.Array) -> Any:
-        def step(trained: Any, batch: Any) -> Any:
-            row, key = batch
-            return jax.vmap(partial(_update, cost_of, make, x[row], y[row], key))(grid, *trained)
 
-        return jax.lax.scan(step, trained, (rows, keys))
+def _compiled(problem: Problem, make: _Maker, carried: Any, batches: Any) -> Callable[..., Any]:
+    """The segment's executable, compiled once for each problem, optimizer and shapes, outside of what is timed."""
+    leaves, structure = jax.tree.flatten((carried, batches))
+    mark = (problem.cost, make, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    if mark not in _COMPILED:
+        if len(_COMPILED) >= 16:  # executables are large, and figures come one after another
+            _COMPILED.pop(next(iter(_COMPILED)))
+        _COMPILED[mark] = _segment_of(problem, make, carried, batches)
+    return _COMPILED[mark]
 
-    trained, costs = jax.vmap(seed)(trained, rows, keys)
-    return (grid, trained), costs.mean(1)
+
+def _segment_of(problem: Problem, make: _Maker, carried: Any, batches: Any) -> Callable[..., Any]:
+    """Train on rows [seeds, length, batch] with keys [seeds, length]; returns the state and mean costs [seeds, settings]."""
+
+    def step(state: Any, x: Any, y: Any, rows: Any, keys: Any) -> Any:
+        grid, trained = state
+
+        def seed(trained: Any, row: Any, key: Any) -> Any:
+            return jax.vmap(partial(_update, problem.cost, make, x[row], y[row], key))(grid, *trained)
+
+        trained, cost = jax.vmap(seed)(trained, rows, keys)
+        return (grid, trained), cost
+
+    def scanned(state: Any, x: Any, y: Any, rows: Any, keys: Any) -> Any:
+        order = (jnp.swapaxes(rows, 0, 1), jnp.swapaxes(keys, 0, 1))
+        state, costs = jax.lax.scan(lambda state, batch: step(state, x, y, *batch), state, order)
+        return state, costs.mean(0)
+
+    if problem.loops:
+        return jax.jit(scanned, donate_argnums=0).lower(*carried, *batches).compile()
+    one = jax.jit(step, donate_argnums=0).lower(*carried, *(part[:, 0] for part in batches)).compile()
+
+    def stepped(state: Any, x: Any, y: Any, rows: Any, keys: Any) -> Any:
+        costs = []
+        for k in range(rows.shape[1]):
+            state, cost = one(state, x, y, rows[:, k], keys[:, k])
+            costs.append(np.asarray(cost))
+        return state, np.mean(costs, 0)
+
+    return stepped
 
 
 def _update(cost_of: Any, make: _Maker, x: Any, y: Any, key: Any, hyper: Any, params: Any, opt_state: Any) -> Any:

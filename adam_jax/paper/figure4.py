@@ -1,0 +1,118 @@
+"""Figure 4: what bias correction does to a variational auto-encoder (Section 6.4)."""
+
+import math
+
+import numpy as np
+
+from adam_jax.paper import data, problems
+from adam_jax.paper.lab import Lab, Plan, caption, subset
+from adam_jax.paper.methods import METHODS
+from adam_jax.paper.results import Claim, Curve, Panel, Result, Table
+from adam_jax.paper.training import Curves, Job
+
+__all__ = ["fig4"]
+
+B1, B2 = (0.0, 0.9), (0.99, 0.999, 0.9999)
+LARGE = -3  # log10 of the step sizes from which on alpha counts as large: the usual 1e-3
+FLAT = 784 * math.log(2)  # nats of an auto-encoder that says one half for every pixel: what has diverged counts as this
+Found = dict[tuple[str, float, float], Curves]
+
+
+def fig4(lab: Lab) -> Result:
+    """The auto-encoder with and without bias correction, over b1, b2 and alpha, early and late in training.
+
+    Without correction and with b1 = 0, Adam is RMSProp.
+
+    Args:
+        lab: data, settings and where to train.
+
+    Returns:
+        Twelve panels, one table, two claims.
+
+    Example:
+        >>> fig4.__name__
+        'fig4'
+    """
+    plan = lab.plan(Plan(epochs=100, seeds=3, search=0), Plan(epochs=4, seeds=2, search=0, examples=640, alphas=3))
+    digits = data.mnist(lab.where)
+    x, y = subset(digits, plan)
+    exponents = np.linspace(-5, -1, 9 if plan.alphas is None else plan.alphas)
+    problem = problems.autoencoder(x.shape[1])
+    jobs = {
+        (method, b1, b2): Job(
+            f"{method}-{b1}-{b2}", method, problem, x, y,
+            {"alpha": 10.0**exponents, "b1": np.full(exponents.shape, b1), "b2": np.full(exponents.shape, b2)},
+            lab.seeds(plan), plan.epochs, records=1,
+        )
+        for method in ("adam", "adam_uncorrected") for b1 in B1 for b2 in B2
+    }  # fmt: skip
+    found = dict(zip(jobs, lab.train("VAE with and without bias correction", list(jobs.values())), strict=True))
+    epochs = sorted({max(1, plan.epochs // 10), plan.epochs})
+    panels = [_panel(found, exponents, epoch, b1, b2) for epoch in epochs for b1 in B1 for b2 in B2]
+    settings = {"data": digits.name, "source": digits.source, "plan": vars(plan), "log10_alpha": exponents.tolist(),
+                "b1": B1, "b2": B2, "problem": problem.settings}  # fmt: skip
+    note = caption(digits, len(x), plan, lab.quick, "at b1 = 0 without correction it is RMSProp")
+    claims = [_unstable(found, exponents >= LARGE, plan.epochs), _no_worse(found, plan.epochs)]
+    table = _table(found, exponents, plan.epochs)
+    return Result("Figure 4: bias correction on and off, VAE on MNIST", panels, [table], claims, settings, note, columns=3)
+
+
+def _losses(found: Found, method: str, b1: float, b2: float, epoch: int) -> np.ndarray:
+    """Losses [seeds, alphas] in that epoch; what is worse than saying nothing, or not a number, counts as saying nothing."""
+    losses = found[method, b1, b2].costs[..., epoch - 1]
+    return np.minimum(np.where(np.isfinite(losses), losses, FLAT), FLAT)
+
+
+def _panel(found: Found, exponents: np.ndarray, epoch: int, b1: float, b2: float) -> Panel:
+    curves = [
+        Curve(METHODS[method].label, exponents, _losses(found, method, b1, b2, epoch), METHODS[method].colour, dashed)
+        for method, dashed in (("adam", False), ("adam_uncorrected", True))
+    ]
+    return Panel(f"epoch {epoch}: b1 = {b1:g}, b2 = {b2:g}", "log10 alpha", "loss", curves)
+
+
+def _table(found: Found, exponents: np.ndarray, epoch: int) -> Table:
+    rows = []
+    for method, b1, b2 in found:
+        losses = _losses(found, method, b1, b2, epoch).mean(0)
+        best = int(np.argmin(losses))
+        flat = [f"{exponent:g}" for exponent, loss in zip(exponents, losses, strict=True) if loss >= 0.999 * FLAT]
+        rows.append([METHODS[method].label, f"{b1:g}", f"{b2:g}", f"{losses[best]:.2f} at {exponents[best]:g}",
+                     ", ".join(flat) or "none"])  # fmt: skip
+    columns = ["optimizer", "b1", "b2", "best loss at log10 alpha", "diverged at log10 alpha"]
+    return Table(f"epoch {epoch}, losses capped at {FLAT:.0f}, one half for every pixel", columns, rows)
+
+
+def _unstable(found: Found, large: np.ndarray, epoch: int) -> Claim:
+    """The loss that correction saves at large step sizes, by b2."""
+    saved = {
+        b2: float(np.mean([
+            _losses(found, "adam_uncorrected", b1, b2, epoch)[:, large] - _losses(found, "adam", b1, b2, epoch)[:, large]
+            for b1 in B1
+        ]))
+        for b2 in B2
+    }  # fmt: skip
+    return Claim(
+        "without bias correction, b2 close to 1 is unstable at large alpha (correction lowers the mean loss over "
+        f"alpha >= 1e{LARGE} at b2 = .9999, and by more than at b2 = .99)",
+        saved[B2[-1]] > max(saved[B2[0]], 0.0),
+        "lowered by " + ", ".join(f"{value:.2f} at b2 = {b2:g}" for b2, value in saved.items()),
+    )
+
+
+def _no_worse(found: Found, epoch: int) -> Claim:
+    pairs = [
+        (float(adam), float(rmsprop))
+        for b2 in B2
+        for adam, rmsprop in zip(
+            _losses(found, "adam", 0.9, b2, epoch).mean(0), _losses(found, "adam_uncorrected", 0.0, b2, epoch).mean(0),
+            strict=True,
+        )
+    ]  # fmt: skip
+    good = sum(adam <= 1.01 * rmsprop for adam, rmsprop in pairs)
+    worst = max(adam / rmsprop for adam, rmsprop in pairs)
+    return Claim(
+        "Adam (b1 = .9) does as well as RMSProp or better at every alpha and b2 (within 1 %)",
+        good == len(pairs),
+        f"at {good} of {len(pairs)} settings; at worst {worst:.3f} times RMSProp's loss",
+    )

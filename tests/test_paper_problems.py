@@ -1,0 +1,126 @@
+"""The models and the claims: costs against their definitions, verdicts against curves made to hold or to fail."""
+
+import doctest
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax.paper
+from adam_jax.paper import figure1, figure2, figure3, figure4, problems
+from adam_jax.paper.lab import Comparison
+from adam_jax.paper.results import Table
+from adam_jax.paper.training import Curves
+
+KEY = jax.random.key(0)
+X = np.random.default_rng(0).integers(0, 256, (6, 12), dtype=np.uint8)
+Y = np.array([0, 1, 2, 0, 1, 2], np.int32)
+MODULES = [m.name for m in pkgutil.iter_modules(adam_jax.paper.__path__, "adam_jax.paper.")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    for package in ("matplotlib", "mlxtend", "rich", "skimage", "sklearn"):
+        pytest.importorskip(package, reason='pip install "adam_jax[paper]"')
+    scope = {"jax": jax, "jnp": jnp, "optax": optax}
+    results = doctest.testmod(importlib.import_module(name), extraglobs=scope, optionflags=doctest.ELLIPSIS)
+    assert results.failed == 0
+
+
+def test_logistic_cost_is_the_negative_log_likelihood_and_the_penalty():
+    problem = problems.logistic(12, 3, l2=0.5)
+    params = jax.tree.map(lambda p: jax.random.normal(KEY, p.shape), problem.init(KEY))
+    logits = X / 255 @ np.float64(params["w"]) + np.float64(params["b"])
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -log_p[np.arange(6), Y].mean() + 0.25 * np.sum(np.float64(params["w"]) ** 2)
+    np.testing.assert_allclose(jax.jit(problem.cost)(params, X, Y, KEY), expected, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.5])
+def test_dropout_keeps_the_mean_and_drops_the_share(noise):
+    dropped = np.asarray(jax.jit(lambda: problems._dropped(KEY, noise, jnp.ones((400, 1001))))())
+    assert abs(dropped.mean() - 1) < 0.005  # five standard deviations are .004 at noise .5
+    assert abs((dropped == 0).mean() - noise) < 0.003 + 1 / 512  # a probability is rounded to a 256th
+    assert len(np.unique(dropped)) == 2
+
+
+def test_without_noise_the_net_does_not_use_its_key():
+    problem = problems.perceptron(12, 3, hidden=8, noise=0.0, input_noise=0.0)
+    params, cost = problem.init(KEY), jax.jit(problem.cost)
+    assert cost(params, X, Y, KEY) == cost(params, X, Y, jax.random.key(1))
+
+
+def test_autoencoder_cost_is_the_lower_bound():
+    """Against the bound written out with log-densities of the same sample."""
+    problem = problems.autoencoder(12, hidden=5, latent=3)
+    params = problem.init(KEY)
+    x = X / 255
+    h = jax.nn.softplus(x @ params["encode"][0] + params["encode"][1])
+    mean, log_variance = np.split(np.asarray(h @ params["moments"][0] + params["moments"][1], np.float64), 2, axis=1)
+    z = mean + np.exp(log_variance / 2) * np.asarray(jax.random.normal(KEY, (6, 3)))
+    logits = jax.nn.softplus(z @ params["decode"][0] + params["decode"][1]) @ params["pixels"][0] + params["pixels"][1]
+    p = 1 / (1 + np.exp(-np.float64(logits)))
+    likelihood = (x * np.log(p) + (1 - x) * np.log1p(-p)).sum(1)
+    variance = np.exp(log_variance)
+    divergence = 0.5 * (variance + mean**2 - 1 - log_variance).sum(1)
+    np.testing.assert_allclose(
+        jax.jit(problem.cost)(params, X, Y, KEY), (divergence - likelihood).mean(), rtol=1e-5
+    )  # float32 and its softplus
+
+
+def test_convolutional_net_sees_shapes_of_the_paper():
+    params = jax.eval_shape(problems.convolutional(32, 10).init, KEY)
+    assert [w.shape for w, _ in params["filters"]] == [(5, 5, 3, 64), (5, 5, 64, 64), (5, 5, 64, 128)]
+    assert [w.shape for w, _ in params["dense"]] == [(128 * 4 * 4, 1000), (1000, 10)]
+
+
+@pytest.mark.parametrize("images", [12, 20])
+def test_whitening_is_the_inverse_root_of_the_covariance_whichever_side_is_shorter(images):
+    x = np.random.default_rng(1).integers(0, 256, (images, 4, 4, 1), dtype=np.uint8)
+    flat = x.reshape(images, -1) - x.reshape(images, -1).mean(0)
+    flat /= flat.std()
+    variances, directions = np.linalg.eigh(flat.T @ flat / (images - 1) + 0.1 * np.eye(16))
+    expected = flat @ (directions / np.sqrt(variances)) @ directions.T
+    np.testing.assert_allclose(figure3.whitened(x).reshape(images, -1), expected, atol=1e-4)  # float32 eigenvectors
+
+
+def _comparison(**costs: float) -> Comparison:
+    points = np.linspace(0.5, 2, 4)
+    curves = {
+        name: Curves(np.full((2, 1, 4), cost), points, points * (10 if name == "lbfgs" else 1))
+        for name, cost in costs.items()
+    }
+    return Comparison(curves, {}, Table("", [], []))
+
+
+def test_verdicts_follow_the_curves():
+    held = _comparison(adam=1.0, sgd=1.02, adagrad=1.2, rmsprop=1.3, lbfgs=1.5)
+    failed = _comparison(adam=1.2, sgd=1.0, adagrad=1.1, rmsprop=0.9, lbfgs=1.1)
+    judges = [
+        figure1._like_nesterov,
+        lambda found: figure1._ahead_of_adagrad(found, "adagrad"),
+        *(lambda found, k=k: figure2._against_quasi_newton(found)[k] for k in range(2)),
+        *(lambda found, k=k: figure3._claims(found, "")[k] for k in range(1, 2)),
+        lambda found: figure1._sparse(found, "")[1],
+    ]
+    assert all(judge(held).held for judge in judges)
+    assert not any(judge(failed).held for judge in judges)
+
+
+def test_a_diverged_run_is_never_ahead():
+    assert not figure1._ahead_of_adagrad(_comparison(adam=float("nan"), sgd=1.0, adagrad=2.0), "adagrad").held
+
+
+@pytest.mark.parametrize(("uncorrected", "held"), [(lambda b2: 100 + 10 * (b2 == 0.9999), True), (lambda _: 100.0, False)])
+def test_bias_correction_verdict_follows_the_losses(uncorrected, held):
+    def curves(loss: float) -> Curves:
+        return Curves(np.full((2, 3, 1), loss), np.ones(1), np.ones(1))
+
+    found = {("adam", b1, b2): curves(100.0) for b1 in figure4.B1 for b2 in figure4.B2}
+    found |= {("adam_uncorrected", b1, b2): curves(uncorrected(b2)) for b1 in figure4.B1 for b2 in figure4.B2}
+    assert figure4._unstable(found, np.array([False, True, True]), 1).held is held
+    assert figure4._no_worse(found, 1).held
