@@ -12,6 +12,7 @@ The map, from the arithmetic up:
 * `weights`: bfloat16 and float16 weights that still learn.
 * `leafsums`, `diagnostics`, `recorder`: what Adam is doing, read from its state, in files and in pictures.
 * `domains`, `regret`: the online game of Section 4, and where Adam fails.
+* `skipped`, `rows`: tables of which each step touches a few rows.
 * `optimizers`: chains of those, with Optax's signatures.
 * `interop`: other frameworks' settings.
 * `paper`, `bench`, `__main__`: the paper's experiments and comparisons, on the command line; never imported from here.
@@ -33,6 +34,7 @@ from adam_jax.regret import (
     theorem_4_1_bound,
     theorem_4_1_settings,
 )
+from adam_jax.rows import RowAdam, RowAdamState, row_adam
 from adam_jax.scaling import (
     ScaleByBiasCorrectionState,
     add_decayed_weights,
@@ -71,6 +73,8 @@ __all__ = [
     "Measurements",
     "Recorder",
     "RegretBound",
+    "RowAdam",
+    "RowAdamState",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
     "ScaleByBiasCorrectionState",
@@ -97,6 +101,7 @@ __all__ = [
     "play",
     "plot_history",
     "raise_if_stuck",
+    "row_adam",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_amsgrad",

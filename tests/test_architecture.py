@@ -11,8 +11,8 @@ PACKAGE = Path(adam_jax.__file__).parent
 LAYERS = {
     5: {"__main__"},
     4: {"paper", "bench"},
-    3: {"optimizers", "diagnostics", "recorder", "regret", "sharding", "checkpoint", "interop"},
-    2: {"transforms", "scaling", "averaging", "faults", "weights", "rows", "leafsums"},
+    3: {"optimizers", "rows", "diagnostics", "recorder", "regret", "sharding", "checkpoint", "interop"},
+    2: {"transforms", "skipped", "scaling", "averaging", "faults", "weights", "leafsums"},
     1: {"moments", "rounding", "storage", "checks", "trees", "domains"},
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -1,0 +1,311 @@
+"""Row-sparse Adam: tables of which each step touches a few rows, at a cost that does not depend on the table's height.
+
+Dense Adam moves every row at every step, also those whose gradient is zero: the moments decay, the row goes on moving
+along its old first moment, and AdamW's decay shrinks it. Over k skipped steps all of this depends on the row's own
+moments and on scalars, so it can wait until somebody looks at the row: that is `mode="exact"`, which equals dense Adam.
+`mode="lazy"` leaves out what untouched rows do, as PyTorch's SparseAdam and TensorFlow Addons' LazyAdam.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import checkify
+from jax.typing import ArrayLike
+
+from adam_jax import checks, moments, skipped
+from adam_jax.skipped import Rows, Settings
+
+__all__ = ["RowAdam", "RowAdamState", "row_adam"]
+
+Rate = ArrayLike | optax.Schedule
+
+CHUNK = 4096  # rows that `flush` takes at a time
+
+
+class RowAdamState(NamedTuple):
+    """What the next step of row-sparse Adam needs. N rows of D numbers.
+
+    Attributes:
+        count: int32 scalar, the number of updates made; saturates.
+        mu: (N, D), first moments, bias-corrected, each row as of its own `row_count`.
+        nu: (N, D), second moments, likewise.
+        row_count: (N,) int32. Exact: the update up to which dense Adam has been followed. Lazy: the row's own updates.
+        log_keep: (2,), the sum of log(1 - lr_t weight_decay) over all updates, as a large and a small part; `None` where
+            the weight decay is the number 0 or the mode is lazy.
+        row_log_keep: (N, 2), that sum as of `row_count`; or `None`.
+    """
+
+    count: ArrayLike
+    mu: jax.Array
+    nu: jax.Array
+    row_count: jax.Array
+    log_keep: jax.Array | None
+    row_log_keep: jax.Array | None
+
+
+class RowAdam(NamedTuple):
+    """The four functions of a row-sparse optimizer; `row_adam` documents them.
+
+    Attributes:
+        init: `init(table) -> state`.
+        gather: `gather(table, state, ids) -> (rows, table, state)`.
+        update: `update(table, state, ids, row_grads) -> (table, state)`.
+        flush: `flush(table, state) -> (table, state)`.
+    """
+
+    init: Callable[[jax.Array], RowAdamState]
+    gather: Callable[[jax.Array, RowAdamState, jax.Array], tuple[jax.Array, jax.Array, RowAdamState]]
+    update: Callable[[jax.Array, RowAdamState, jax.Array, jax.Array], tuple[jax.Array, RowAdamState]]
+    flush: Callable[[jax.Array, RowAdamState], tuple[jax.Array, RowAdamState]]
+
+
+def row_adam(
+    learning_rate: Rate = 1e-3,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    *,
+    mode: Literal["exact", "lazy"] = "exact",
+    weight_decay: Rate = 0.0,
+) -> RowAdam:
+    """Adam for a table of rows, at the cost of the rows touched (Algorithm 1; its sparse gradients are Section 6.1's).
+
+    A step is: `gather` the rows that the batch needs, differentiate the loss with respect to those rows, `update`::
+
+        rows, table, state = tx.gather(table, state, ids)
+        table, state = tx.update(table, state, ids, jax.grad(loss)(rows))
+
+    and before the table is read in any other way (evaluation, a checkpoint), `table, state = tx.flush(table, state)`.
+
+    `mode="exact"`: rows as gathered, and the table after `flush`, are those of `adam_jax.adam` (with a weight decay, of
+    `adam_jax.adamw`) fed the dense gradient, zeros included; `mu` and `nu` after `flush` are its moments. The module's
+    docstring bounds the difference. `mode="lazy"`: untouched rows stay as they are, as with PyTorch's SparseAdam, but a
+    row's moments are corrected by the number of *its own* updates. SparseAdam corrects by the number of all updates, and
+    its first step of a row that comes late is up to (1 - b1) / sqrt(1 - b2) = 3.16 learning rates.
+
+    Each function takes and returns the whole table, and jitted with `donate_argnums=(0, 1)` works in place. All four work
+    inside `jit` and `scan` and on a table sharded over its rows. Ids may have any integer dtype and any shape, and may
+    repeat: their gradients are summed. An id that is negative or not below N touches nothing: its gathered row is zero and
+    its gradient is dropped, so that -1 can fill up a batch. Under `checkify` it is an error.
+
+    Args:
+        learning_rate: number, scalar array or schedule of the count, >= 0. A rate that changes must be a schedule: skipped
+            steps are charged with what it says for their count, while an array holds for all of them.
+        b1: decay of the first moment in [0, 1): number or scalar array. In exact mode b1^2 < b2, else a row without
+            gradients would speed up for ever.
+        b2: decay of the second moment, likewise.
+        eps: number or scalar >= 0 added to the root of the second moment.
+        mode: "exact" or "lazy".
+        weight_decay: decoupled, as AdamW's: number, scalar array or schedule of the count, with lr_t weight_decay < 1. In
+            lazy mode only the touched rows decay.
+
+    Returns:
+        A `RowAdam` with state `RowAdamState`. A table of N rows, (N, D), is real and of any floating dtype; moments and
+        arithmetic are float32 at least.
+
+    Raises:
+        ValueError: for a decay outside [0, 1), b1^2 >= b2 in exact mode, a negative eps, an unknown mode; from the four
+            functions, for a table that is not (N, D) and real, ids or gradients of the wrong shape.
+        TypeError: for decays that are schedules; from the functions, for ids that are not integers.
+
+    Example:
+        >>> tx = row_adam(0.1)
+        >>> table = jnp.zeros((3, 1))
+        >>> state = tx.init(table)
+        >>> table, state = tx.update(table, state, jnp.array([0, 0]), jnp.array([[1.0], [2.0]]))
+        >>> table, state = tx.update(table, state, jnp.array([1]), jnp.array([[1.0]]))
+        >>> rows, table, state = tx.gather(table, state, jnp.array([0, 1, -1]))
+        >>> print([f"{row[0]:.3f}" for row in rows])
+        ['-0.167', '-0.074', '0.000']
+    """
+    checks.one_of("mode", mode, ("exact", "lazy"))
+    for name, decay in (("b1", b1), ("b2", b2)):
+        if callable(decay):
+            raise TypeError(f"{name} must be a number or an array, got {decay!r}: row_adam takes no schedules of decays")
+        checks.decay(name, decay)
+    checks.at_least("eps", eps, 0.0)
+    checks.scalar("learning_rate", learning_rate)
+    checks.scalar("weight_decay", weight_decay)
+    if mode == "exact" and isinstance(b1, (int, float)) and isinstance(b2, (int, float)) and b1 * b1 >= b2:
+        raise ValueError(f"b1 must be below sqrt(b2) in exact mode, got b1={b1} and b2={b2}")
+    settings = Settings(learning_rate, b1, b2, eps, weight_decay)
+    exact = mode == "exact"
+
+    def init(table: jax.Array) -> RowAdamState:
+        return _init(table, ledger=exact and settings.decays())
+
+    def gather(table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, jax.Array, RowAdamState]:
+        flat = _checked_ids(table, ids)
+        if exact:
+            rows, table, state = _refreshed(settings, table, state, flat)
+        else:
+            rows = _take(table, state, flat).values
+        return rows.astype(table.dtype).reshape(*jnp.shape(ids), table.shape[1]), table, state
+
+    def update(
+        table: jax.Array, state: RowAdamState, ids: jax.Array, row_grads: jax.Array
+    ) -> tuple[jax.Array, RowAdamState]:
+        gradients = _checked_gradients(table, state, ids, row_grads)
+        unique, sums = _summed(_checked_ids(table, ids), gradients, len(table))
+        rows = _take(table, state, unique)
+        if exact:
+            rows = _caught_up(settings, rows, state)
+        state = _counted(settings, state)
+        return _put(table, state, unique, _stepped(settings, rows, sums, state), unique=True)
+
+    def flush(table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
+        _check_table(table)
+
+        def catch_up(i: jax.Array, carry: tuple[jax.Array, RowAdamState]) -> tuple[jax.Array, RowAdamState]:
+            return _refreshed(settings, *carry, i * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32))[1:]
+
+        chunks = -(-len(table) // CHUNK) if exact else 0
+        return jax.lax.fori_loop(0, chunks, catch_up, (table, state))
+
+    return RowAdam(init, gather, update, flush)
+
+
+def _init(table: jax.Array, *, ledger: bool) -> RowAdamState:
+    _check_table(table)
+    dtype = moments.accumulator_dtype(table.dtype)
+    mu = jnp.zeros_like(table, dtype=dtype)
+    return RowAdamState(
+        count=jnp.zeros([], jnp.int32),
+        mu=mu,
+        nu=jnp.zeros_like(mu),
+        row_count=jnp.zeros(len(table), jnp.int32),
+        log_keep=jnp.zeros(2, dtype) if ledger else None,
+        row_log_keep=jnp.zeros((len(table), 2), dtype) if ledger else None,
+    )
+
+
+def _refreshed(
+    settings: Settings, table: jax.Array, state: RowAdamState, ids: jax.Array
+) -> tuple[jax.Array, jax.Array, RowAdamState]:
+    """The rows brought up to date, also in the table."""
+    rows = _caught_up(settings, _take(table, state, ids), state)
+    return rows.values, *_put(table, state, ids, rows, unique=False)
+
+
+# Rows in and out of the table ---------------------------------------------------------------------------------------------
+
+
+def _take(table: jax.Array, state: RowAdamState, ids: jax.Array) -> Rows:
+    """The rows at `ids`, zeros where an id is the table's height or more."""
+
+    def take(array: jax.Array) -> jax.Array:
+        return array.at[ids].get(mode="fill", fill_value=0)
+
+    keep = None if state.row_log_keep is None else take(state.row_log_keep)
+    taken = Rows(take(table), take(state.mu), take(state.nu), take(state.row_count), keep)
+    return taken._replace(values=taken.values.astype(state.mu.dtype))
+
+
+def _put(
+    table: jax.Array, state: RowAdamState, ids: jax.Array, rows: Rows, *, unique: bool
+) -> tuple[jax.Array, RowAdamState]:
+    """The rows written back; ids that repeat come with equal rows, unless `unique` (and then sorted)."""
+
+    def put(array: jax.Array, values: jax.Array) -> jax.Array:
+        values = values.astype(array.dtype)
+        return array.at[ids].set(values, mode="drop", unique_indices=unique, indices_are_sorted=unique)
+
+    keep = None if state.row_log_keep is None or rows.log_keep is None else put(state.row_log_keep, rows.log_keep)
+    state = state._replace(
+        mu=put(state.mu, rows.mu), nu=put(state.nu, rows.nu), row_count=put(state.row_count, rows.count), row_log_keep=keep
+    )
+    return put(table, rows.values), state
+
+
+def _summed(ids: jax.Array, gradients: jax.Array, height: int) -> tuple[jax.Array, jax.Array]:
+    """The ids without repetition, sorted, and for each the sum of its gradients.
+
+    There are as many as before, or as many as rows and one more; those left over are ids of `height` and above, all
+    different.
+    """
+    order = jnp.argsort(ids)
+    ordered = ids[order]
+    segment = jnp.cumsum(jnp.diff(ordered, prepend=ordered[:1]) != 0) if len(ids) else ids
+    number = min(len(ids), height + 1)
+    spare = height + jnp.arange(number, dtype=ids.dtype)
+    unique = spare.at[segment].min(ordered, indices_are_sorted=True)
+    sums = jnp.zeros((number, gradients.shape[1]), gradients.dtype)
+    return unique, sums.at[segment].add(gradients[order], indices_are_sorted=True)
+
+
+# The step -----------------------------------------------------------------------------------------------------------------
+
+
+def _caught_up(settings: Settings, rows: Rows, state: RowAdamState) -> Rows:
+    return skipped.catch_up(settings, rows, state.count, state.log_keep)
+
+
+def _counted(settings: Settings, state: RowAdamState) -> RowAdamState:
+    """The state's scalars after one more update."""
+    count = jnp.asarray(state.count)
+    if state.log_keep is not None:
+        rate, decay = skipped.at(settings.learning_rate, count), skipped.at(settings.weight_decay, count)
+        state = state._replace(log_keep=_two_sum(state.log_keep, skipped.log_decay(rate, decay, state.log_keep.dtype)))
+    return state._replace(count=optax.safe_increment(state.count))
+
+
+def _stepped(settings: Settings, rows: Rows, gradients: jax.Array, state: RowAdamState) -> Rows:
+    """Algorithm 1 on the rows touched, whose weights are those of their own count. `state` counts this update already."""
+    dtype = rows.mu.dtype
+    number = rows.count + 1
+    rate1, rate2 = (
+        moments.corrected_rate(jnp.asarray(moments.complement(b), dtype), skipped.weight(b, number, dtype))[:, None]
+        for b in (settings.b1, settings.b2)
+    )
+    g = moments.saturate(gradients, 1)
+    mu = moments.average(rows.mu, g, rate1)
+    nu = moments.second_moment(rows.nu, g, rate2)
+    step = moments.direction(mu, moments.root(nu), jnp.asarray(settings.eps, dtype))
+    before = jnp.asarray(state.count) - 1
+    if settings.decays():
+        step += jnp.asarray(skipped.at(settings.weight_decay, before), dtype) * rows.values
+    values = rows.values - jnp.asarray(skipped.at(settings.learning_rate, before), dtype) * step
+    ledger = rows.log_keep
+    if state.log_keep is not None and ledger is not None:
+        ledger = jnp.where(number[:, None] > 0, state.log_keep, ledger)
+    return Rows(values, mu, nu, number, ledger)
+
+
+def _two_sum(total: jax.Array, term: jax.Array) -> jax.Array:
+    """A sum kept as a large and a small part, (2,), after one more term: nothing is lost over millions of steps."""
+    large = total[0] + term
+    return jnp.stack([large, total[1] + (term - (large - total[0]))])
+
+
+# What is refused ----------------------------------------------------------------------------------------------------------
+
+
+def _check_table(table: jax.Array) -> None:
+    if jnp.ndim(table) != 2 or not jnp.issubdtype(jnp.result_type(table), jnp.floating):
+        raise ValueError(f"table must be real, of shape (N, D), got {jnp.result_type(table)}{list(jnp.shape(table))}")
+
+
+def _checked_ids(table: jax.Array, ids: ArrayLike) -> jax.Array:
+    """The ids flat, with the table's height for every one that names no row."""
+    _check_table(table)
+    ids = jnp.asarray(ids)
+    if ids.size == 0:
+        return jnp.zeros(0, jnp.int32)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"ids must be integers, got {ids.dtype}")
+    flat = ids.ravel()
+    known = (flat >= 0) & (flat <= min(len(table) - 1, int(jnp.iinfo(flat.dtype).max)))
+    checkify.debug_check(jnp.all(known), "ids must be in [0, {height}), got {ids}", height=jnp.int32(len(table)), ids=ids)
+    return jnp.where(known, flat.astype(jnp.int32), len(table))
+
+
+def _checked_gradients(table: jax.Array, state: RowAdamState, ids: ArrayLike, row_grads: ArrayLike) -> jax.Array:
+    """The gradients as (B, D), in the dtype of the arithmetic."""
+    wanted = (*jnp.shape(ids), table.shape[1])
+    dtype = jnp.result_type(row_grads)
+    if jnp.shape(row_grads) != wanted or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"row_grads must be real, of shape {wanted}, got {dtype}{list(jnp.shape(row_grads))}")
+    return jnp.asarray(row_grads).astype(state.mu.dtype).reshape(-1, table.shape[1])

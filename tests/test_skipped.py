@@ -1,0 +1,119 @@
+"""Catching up k skipped steps at once is what k steps with a zero gradient do, for any history, schedule and eps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adam_jax import skipped
+
+STARTS = (1, 2, 3, 10, 30, 100, 1000)
+
+
+def _worst_ratio(s, b1, b2):
+    """The largest |mhat| / sqrt(vhat) that any s gradients can leave (Cauchy-Schwarz)."""
+    age = np.arange(s)
+    a1, a2 = ((1 - b) * b**age / -np.expm1(s * np.log(b)) for b in (b1, b2))
+    return np.sqrt((a1**2 / a2).sum())
+
+
+def _step_by_step(value, mu, nu, s, count, settings):
+    """The paper's loop in float64, on corrected moments, with gradient zero."""
+    rate, b1, b2, eps, decay = settings
+    m, v = mu * (1 - b1**s), nu * (1 - b2**s)
+    for t in range(s + 1, count + 1):
+        lr = rate(t - 1) if callable(rate) else rate
+        m, v = b1 * m, b2 * v
+        below = np.sqrt(v / (1 - b2**t)) + eps
+        value = value - lr * (np.divide(m / (1 - b1**t), below, where=below > 0, out=np.zeros_like(m)) + decay * value)
+    return value, m / (1 - b1**count), v / (1 - b2**count)
+
+
+def _case(b1, b2, s):
+    """A row whose first moments are as large as they can be, with roots from far below eps to far above."""
+    roots = np.logspace(-6, 6, 49)
+    mu = (roots * _worst_ratio(s, b1, b2)).astype(np.float32)
+    return np.zeros_like(mu), mu, (roots**2).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _catch_up(settings, rows, count, log_keep):
+    return skipped.catch_up(settings, rows, count, log_keep)
+
+
+def _caught_up(settings, s, count, value, mu, nu):
+    decays = settings.decays()
+    ledger = [None, None]
+    if decays:
+        logs = np.log1p(-np.float64(settings.learning_rate(np.arange(count))) * settings.weight_decay)
+        ledger = [jnp.array([total, total - np.float32(total)], jnp.float32) for total in (logs[:s].sum(), logs.sum())]
+    rows = skipped.Rows(*(jnp.asarray(a, jnp.float32)[None] for a in (value, mu, nu)), jnp.array([s]), None)
+    if decays:
+        rows = rows._replace(log_keep=ledger[0][None])
+    out = _catch_up(settings, rows, count, ledger[1])
+    return [np.asarray(a[0], np.float64) for a in out[:3]]
+
+
+# Bounds: the worst found over these histories, with a margin of 2; the docstring's own bound is for all of them.
+@pytest.mark.parametrize(
+    ("b1", "b2", "bound"), [(0.9, 0.999, 3e-4), (0.9, 0.99, 4e-4), (0.9, 0.95, 2e-4), (0.99, 0.999, 2e-3), (0.5, 0.9, 1e-4)]
+)
+def test_a_catch_up_follows_every_history_and_every_eps(b1, b2, bound):
+    for s in STARTS:
+        for skip in (1, 2, 5, 40, 800):
+            settings = skipped.Settings(1.0, b1, b2, 1.0, 0.0)
+            row = _case(b1, b2, s)
+            got, want = _caught_up(settings, s, s + skip, *row), _step_by_step(*row, s, s + skip, settings)
+            # float32 rounds a displacement of up to 200 learning rates to 2e-5 of them
+            np.testing.assert_allclose(got[0], want[0], rtol=1e-6, atol=bound, err_msg=f"{s} then {skip}")
+            # exp(x) in float32 is off by x/2 ulp: at x = 8 that is 5e-7; what is left then does not matter
+            np.testing.assert_allclose(got[1], want[1], rtol=1e-5, atol=1e-6 * np.abs(row[1]).max())
+            np.testing.assert_allclose(got[2], want[2], rtol=1e-5, atol=1e-6 * np.abs(row[2]).max())
+
+
+SCHEDULES = {
+    "inverse square root": lambda t: 1.0 / (t + 1.0) ** 0.5,
+    "one step in seven": lambda t: (t % 7 == 0) * 1.0,
+    "steps": lambda t: 0.1 ** (t // 100),
+}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_catch_up_follows_schedules_and_weight_decay(schedule, decay):
+    settings = skipped.Settings(schedule, 0.9, 0.999, 1e-2, decay)
+    for s in (1, 20, 500):
+        value, mu, nu = _case(0.9, 0.999, s)
+        row = value + 1.0, mu, nu
+        got, want = _caught_up(settings, s, s + 300, *row), _step_by_step(*row, s, s + 300, settings)
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=3e-4)  # as above
+
+
+def test_the_decay_of_a_row_that_was_never_touched_is_the_product_over_all_steps():
+    settings = skipped.Settings(lambda t: 0.1 / (1.0 + t), 0.9, 0.999, 1e-8, 0.1)
+    value, *_ = _caught_up(settings, 0, 5000, np.ones(1), np.zeros(1), np.zeros(1))
+    want = np.prod(1 - 0.01 / (1.0 + np.arange(5000)))
+    np.testing.assert_allclose(value, want, rtol=1e-6)  # one float32 exponential of a sum kept in two parts
+
+
+def test_the_steps_left_out_by_the_cut_move_no_coordinate_by_more_than_it_says():
+    for b1, b2 in ((0.9, 0.999), (0.99, 0.999), (0.5, 0.9), (0.0, 0.999)):
+        last = int(skipped._cut(b1, b2))
+        bound = (1 - b1) / np.sqrt((1 - b2) * (1 - b1 * b1 / b2))
+        left = bound * ((b1 / np.sqrt(b2)) ** np.arange(last + 1, 50 * last + 1)).sum()
+        assert left <= skipped.CUT
+    assert int(skipped._cut(0.9, 0.999)) == 151
+    assert int(skipped._cut(jnp.float32(0.9), jnp.float32(0.999))) in (151, 152)  # the same for traced decays
+
+
+def test_a_catch_up_has_no_loop_over_the_steps_skipped():
+    settings = skipped.Settings(1.0, 0.9, 0.999, 1e-8, 0.0)
+    row = jnp.ones((1, 1))
+    far, near = (
+        _catch_up(settings, skipped.Rows(row, row, row, jnp.array([1000]), None), count, None)
+        for count in (2_000_000_000, 1152)
+    )
+    np.testing.assert_array_equal(far.values, near.values)  # two billion steps would not end
+    assert float(far.mu[0, 0]) == 0.0
