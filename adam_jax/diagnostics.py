@@ -36,7 +36,8 @@ class Measurements(NamedTuple):
     Attributes:
         size: number of coordinates.
         snr_mean: mean signal-to-noise ratio |mhat| / sqrt(vhat) of the live coordinates, those with v > 0.
-        snr_quantiles: [5] at `SNR_LEVELS`, interpolated in the histogram: within a factor 1.42 of the true ones.
+        snr_quantiles: [5] at `SNR_LEVELS`, interpolated in the histogram: within a factor 1.42 of the true ones, but for
+            those below `SNR_EDGES[0]` = 0.004, of which no more is known.
         snr_histogram: [24] counts of live coordinates: below `SNR_EDGES[0]`, between neighbouring edges, above the last.
         step_rms: root mean square of the effective step |Delta| = learning_rate |mhat| / (sqrt(vhat) + eps).
         step_max: the largest effective step.

