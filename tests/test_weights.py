@@ -317,6 +317,18 @@ def test_optax_wrappers_around_a_rounding_chain_work(name):
 
 
 @pytest.mark.parametrize("name", ROUNDINGS)
+def test_a_skipped_step_leaves_weights_and_state_bit_for_bit(name):
+    params, g = _weights(), _gradients(1)[0].astype(jnp.bfloat16)
+    rounded = adam_jax.in_float32(adam_jax.adamw(1e-3), ROUNDINGS[name]())
+    step = _step(adam_jax.skip_nonfinite(rounded))
+    first, state = step(params, adam_jax.skip_nonfinite(rounded).init(params), g)
+    second, skipped = step(first, state, g.at[0].set(jnp.nan))
+    np.testing.assert_array_equal(_patterns(second), _patterns(first))
+    jax.tree.map(np.testing.assert_array_equal, skipped.inner_state, state.inner_state)
+    assert int(skipped.total) == 1
+
+
+@pytest.mark.parametrize("name", ROUNDINGS)
 def test_states_keep_their_types_start_from_shapes_and_are_mapped_by_optax(name):
     params = {"w": _weights(), "scale": jnp.ones(3)}
     tx = adam_jax.in_float32(adam_jax.adam(1e-3), ROUNDINGS[name]())
