@@ -58,7 +58,7 @@ def average_params(decay: ArrayLike | optax.Schedule = 0.999) -> optax.GradientT
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args
-        if params is None:
+        if params is None and jax.tree.leaves(updates):
             raise ValueError("averaging needs the params: call update(gradients, state, params)")
         rate = moments.complement(decay(state.count) if callable(decay) else decay)
         weight = moments.running_weight(state.weight, rate, state.count)

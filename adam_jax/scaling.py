@@ -183,7 +183,7 @@ def add_decayed_weights(
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args
-        if params is None:
+        if params is None and jax.tree.leaves(updates):
             raise ValueError("weight decay needs the params: call update(gradients, state, params)")
         amount = weight_decay(state.count) if callable(weight_decay) else weight_decay
 
