@@ -39,12 +39,13 @@ def draw(result: Result) -> Figure:
     return figure
 
 
-def save(result: Result, file: io.BytesIO) -> None:
+def save(result: Result, file: io.BytesIO, dpi: int = 120) -> None:
     """Draw a result and write it as PNG.
 
     Args:
         result: what to draw.
         file: where to.
+        dpi: dots an inch.
 
     Example:
         >>> file = io.BytesIO()
@@ -52,7 +53,7 @@ def save(result: Result, file: io.BytesIO) -> None:
         >>> file.getvalue()[1:4]
         b'PNG'
     """
-    draw(result).savefig(file, format="png", dpi=120)
+    draw(result).savefig(file, format="png", dpi=dpi)
 
 
 def _panel(axis: Axes, panel: Panel) -> None:
