@@ -171,7 +171,8 @@ def watch_adam(
 
     Raises:
         ValueError: for settings that `scale_by_adam` refuses; from the function, for a state without Adam or with
-            several, and for trees that do not match it, with the path of the leaf.
+            several, for moments kept in eight bits or in float16, which are not read yet, and for trees that do not match
+            it, with the path of the leaf.
 
     Example:
         >>> tx = optax.adam(0.1)
@@ -198,6 +199,7 @@ def watch_adam(
         given = [None if tree is None else _by_path(tree) for tree in (gradients, params, updates)]
         paths, sizes, sums = [], [], []
         for path, mu, *nus in _leaves(node):
+            _check_kept(path, mu, nus, form)
             others = [None if tree is None else _lookup(tree, path, mu) for tree in given]
             paths.append(path)
             sizes.append(mu.size)
@@ -309,6 +311,14 @@ def _leaves(node: Any) -> list[tuple[Any, ...]]:
     if not rows:
         raise ValueError("the Adam in state must have trained at least one leaf, got none")
     return rows
+
+
+def _check_kept(path: str, mu: jax.Array, nus: list[jax.Array], form: Form) -> None:
+    """Raise where an array in the state does not tell by itself which numbers it stands for."""
+    if mu.dtype == jnp.float16 or not all(jnp.issubdtype(x.dtype, jnp.inexact) for x in (mu, *nus)):
+        raise ValueError(f"moments must be kept as bfloat16 or as float32 or wider to be read, got {mu.dtype} at {path}")
+    if form == "square" and any(jnp.finfo(nu.dtype).bits < 32 for nu in nus):
+        raise ValueError(f'{nus[0].dtype} second moments, at {path}, can be read as roots only: form="root"')
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -290,3 +290,13 @@ def test_settings_and_trees_that_do_not_fit_are_refused():
         watch_adam("square")(state, {"a": PARAMS["a"]})
     with pytest.raises(ValueError, match=r"leaf at \['b'\] must be inexact of shape \(7,\)"):
         watch_adam("square")(state, {**PARAMS, "b": jnp.ones(3)})
+
+
+def test_moments_kept_in_codes_are_refused_not_misread():
+    state = adam_jax.scale_by_adam().init(jnp.ones(3))
+    for mu, nu in ((jnp.int8, jnp.float32), (jnp.float32, jnp.uint8), (jnp.float16, jnp.float32)):
+        with pytest.raises(ValueError, match="must be kept as bfloat16 or as float32 or wider"):
+            watch_adam("root")(state._replace(mu=state.mu.astype(mu), nu=state.nu.astype(nu)))
+    with pytest.raises(ValueError, match=r"bfloat16 second moments, at .*, can be read as roots only"):
+        watch_adam("square")(state._replace(nu=state.nu.astype(jnp.bfloat16)))
+    assert watch_adam("root")(state._replace(nu=state.nu.astype(jnp.bfloat16))).overall.dead == 1.0
