@@ -6,6 +6,7 @@ The map, from the arithmetic up:
 
 * `moments`: the paper's arithmetic on one array.
 * `rounding`: one array in fewer bits, without bias or without loss.
+* `storage`, `codes`: how moments are kept between steps: bfloat16, int8, or a way of your own.
 * `checks`, `trees`: settings and trees, and what is said when they are wrong.
 * `transforms`: the family, `init`/`update` pairs over pytrees.
 * `scaling`, `averaging`, `faults`: what stands around it in a chain.
@@ -43,6 +44,7 @@ from adam_jax.scaling import (
     scale_by_bias_correction,
     scale_by_learning_rate,
 )
+from adam_jax.storage import Storage, state_bytes
 from adam_jax.transforms import (
     ScaleByAdamState,
     ScaleByAmsgradState,
@@ -80,6 +82,7 @@ __all__ = [
     "ScaleByBiasCorrectionState",
     "SkipNonfiniteState",
     "StochasticRoundingState",
+    "Storage",
     "adam",
     "adam_defaults",
     "adamax",
@@ -110,6 +113,7 @@ __all__ = [
     "scale_by_lp",
     "set_master_params",
     "skip_nonfinite",
+    "state_bytes",
     "stochastic_rounding",
     "theorem_4_1_bound",
     "theorem_4_1_settings",

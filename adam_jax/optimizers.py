@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from adam_jax import scaling, transforms
-from adam_jax.transforms import Decay
+from adam_jax.transforms import Decay, Kept
 
 __all__ = ["adam", "adamax", "adamaxw", "adamw", "amsgrad", "nadam", "nadamw"]
 
@@ -21,10 +21,10 @@ def adam(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
     *,
     nesterov: bool = False,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Kept = None,
     bias_correction: bool = True,
     eps_hat: bool = False,
     root: bool = False,
@@ -52,12 +52,12 @@ def adamw(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
     weight_decay: Rate = 1e-4,
     mask: Mask = None,
     *,
     nesterov: bool = False,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Kept = None,
     bias_correction: bool = True,
     eps_hat: bool = False,
     root: bool = False,
@@ -86,10 +86,10 @@ def nadam(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
     *,
     nesterov: bool = True,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Kept = None,
     root: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with Nesterov momentum (Dozat 2016). Arguments: `scale_by_adam`.
@@ -109,12 +109,12 @@ def nadamw(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
     weight_decay: Rate = 1e-4,
     mask: Mask = None,
     *,
     nesterov: bool = True,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Kept = None,
     root: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Nadam with decoupled weight decay. Arguments: `scale_by_adam`, `add_decayed_weights`.
@@ -136,8 +136,8 @@ def adamax(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     *,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
+    nu_dtype: Kept = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaMax (Algorithm 2, whose default learning rate is .002). Arguments: `scale_by_adamax`.
@@ -162,8 +162,8 @@ def adamaxw(
     weight_decay: Rate = 1e-4,
     mask: Mask = None,
     *,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
+    nu_dtype: Kept = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaMax with decoupled weight decay. Arguments: `scale_by_adamax`, `add_decayed_weights`.
@@ -187,11 +187,11 @@ def amsgrad(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
     *,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Kept = None,
     nesterov: bool = False,
     root: bool = False,
     max_of: Literal["raw", "corrected"] = "raw",

@@ -5,15 +5,19 @@ gradients is measured. Each writes that down as two functions of one array, and 
 dtypes, decays, bias correction.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import checks, moments, trees
+from adam_jax import checks, codes, moments, storage, trees
+from adam_jax.storage import Storage
 
 __all__ = [
     "ScaleByAdamState",
@@ -27,6 +31,8 @@ __all__ = [
 Decay = ArrayLike | optax.Schedule
 Leaf = jax.Array
 Nus = tuple[Leaf, ...]
+Keep = DTypeLike | Storage | None
+Kept = Keep | Callable[[str], Keep]
 
 
 class ScaleByAdamState(NamedTuple):
@@ -38,6 +44,7 @@ class ScaleByAdamState(NamedTuple):
         nu: second moments, likewise (vhat); with `root=True` their square roots, for AdaMax and L^p the norms u.
         mu_weight: scalar, the total weight of the gradients in `mu`, 1 - b1^t at a constant b1; raw m_t = mu * mu_weight.
         nu_weight: scalar, the same for `nu`.
+        nu_window: int32[leaves, 1, 2], the windows of int8 codes (`adam_jax.storage`); `()` where no leaf can have one.
     """
 
     count: ArrayLike
@@ -45,6 +52,7 @@ class ScaleByAdamState(NamedTuple):
     nu: Any
     mu_weight: jax.Array
     nu_weight: jax.Array
+    nu_window: Any = ()
 
 
 class ScaleByAmsgradState(NamedTuple):
@@ -56,6 +64,7 @@ class ScaleByAmsgradState(NamedTuple):
     nu_max: Any
     mu_weight: jax.Array
     nu_weight: jax.Array
+    nu_window: Any = ()
 
 
 class _Scalars(NamedTuple):
@@ -63,6 +72,7 @@ class _Scalars(NamedTuple):
 
     mu_rate: ArrayLike  # how far the first moment moves towards the gradient
     mu_keep: ArrayLike  # Nadam's share of the first moment, b1 w_t / w_{t+1}
+    b1_rate: ArrayLike  # 1 - b1
     b2_rate: ArrayLike  # 1 - b2
     nu_rate: ArrayLike  # how far the second moment moves
     nu_kept: ArrayLike  # w_{t-1} / w_t
@@ -77,6 +87,8 @@ class _Size(NamedTuple):
     advance: Callable[[Nus, Leaf, _Scalars], Nus]  # the second moments after one more gradient
     read: Callable[[Nus, _Scalars], Leaf] = lambda nus, _: nus[0]  # what the first moment is divided by, before eps
     rate: Callable[[ArrayLike], ArrayLike] = lambda b2_rate: b2_rate  # the weight of one more gradient
+    root: Callable[[Leaf], Leaf] = lambda nu: nu  # the size that `nus[0]` stands for
+    ratio: Callable[[_Scalars], ArrayLike] = lambda _: jnp.inf  # the most that |m| can be, in units of that size
 
 
 def scale_by_adam(
@@ -84,9 +96,9 @@ def scale_by_adam(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
     *,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Kept = None,
     nesterov: bool = False,
     bias_correction: bool = True,
     eps_hat: bool = False,
@@ -104,9 +116,11 @@ def scale_by_adam(
         b2: decay of the second moment, likewise.
         eps: number or scalar >= 0 added to the root of the second moment.
         eps_root: number or scalar >= 0 added inside the root.
-        mu_dtype: dtype of the first moments; default float32, or the params' own where it is wider. For complex leaves it
-            is the dtype of each part.
-        nu_dtype: dtype of the second moments (real, also for complex leaves), likewise.
+        mu_dtype: how first moments are kept: a dtype, a `Storage`, or a function from a leaf's path to one of those; default
+            float32, or the params' own where it is wider. For complex leaves it is the dtype of each part. bfloat16 is
+            rounded without bias; int8 and float16 keep the ratio to the root second moment (`adam_jax.storage`).
+        nu_dtype: how second moments are kept (real, also for complex leaves), likewise; other than float32 or wider, as
+            their roots, as with `root=True`. Leaves of fewer than 4096 elements stay float32 beside int8.
         nesterov: use the next step's momentum (Nadam, Dozat 2016).
         bias_correction: divide the moments by their weight (Section 3). Off, the first update is (1-b1) / sqrt(1-b2).
         eps_hat: add eps to the uncorrected sqrt(v), as in Section 2's efficient order, TensorFlow and Keras.
@@ -135,8 +149,10 @@ def scale_by_adam(
         return _root_of(nus[0], k.eps_root, rooted=root, plain=_is_zero(eps_root))
 
     checks.at_least("eps_root", eps_root, 0.0)
+    root = root or storage.is_compact(nu_dtype)
+    size = _Size(advance, read, root=lambda nu: nu if root else moments.root(nu), ratio=_cauchy_schwarz)
     return _scale_by_moments(
-        ScaleByAdamState, _Size(advance, read), b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov,
+        ScaleByAdamState, size, b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov,
         correct_mu=bias_correction, correct_nu=bias_correction, eps_hat=eps_hat, squares=not root,
     )  # fmt: skip
 
@@ -145,9 +161,9 @@ def scale_by_adamax(
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     eps: ArrayLike = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
     *,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Kept = None,
     nesterov: bool = False,
     bias_correction: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -180,8 +196,9 @@ def scale_by_adamax(
         return (moments.infinity_moment(nus[0], g, k.b2_rate, eps),)
 
     checks.at_least("eps", eps, 0.0)
+    size = _Size(advance, rate=lambda _: 1.0, ratio=_largest_of_infinity)
     return _scale_by_moments(
-        ScaleByAdamState, _Size(advance, rate=lambda _: 1.0), b1, b2, 0.0, 0.0, mu_dtype, nu_dtype,
+        ScaleByAdamState, size, b1, b2, 0.0, 0.0, mu_dtype, nu_dtype,
         nesterov=nesterov, correct_mu=bias_correction, correct_nu=False,
     )  # fmt: skip
 
@@ -191,9 +208,9 @@ def scale_by_lp(
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
     *,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Kept = None,
     nesterov: bool = False,
     bias_correction: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -225,6 +242,8 @@ def scale_by_lp(
         [1.]
     """
     checks.at_least("p", p, 1.0)
+    if storage.is_relative(mu_dtype) and not (isinstance(p, (int, float)) and p >= 2):
+        raise ValueError(f"p must be a Python number >= 2 for mu_dtype={mu_dtype}, got {p}")
 
     def advance(nus: Nus, g: Leaf, k: _Scalars) -> Nus:
         log_keep = p * jnp.log1p(-jnp.asarray(k.b2_rate)) + jnp.log(k.nu_kept)
@@ -241,11 +260,11 @@ def scale_by_amsgrad(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: Kept = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
     *,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: Kept = None,
     nesterov: bool = False,
     root: bool = False,
     max_of: Literal["raw", "corrected"] = "raw",
@@ -295,8 +314,14 @@ def scale_by_amsgrad(
         return _root_of(largest, k.eps_root, rooted=root, plain=_is_zero(eps_root))
 
     checks.at_least("eps_root", eps_root, 0.0)
+    root = root or storage.is_compact(nu_dtype)
+    size = _Size(advance, read, root=lambda nu: nu if root else moments.root(nu))
+    if bias_correction_mu == bias_correction_nu:
+        size = size._replace(ratio=_cauchy_schwarz)
+    elif storage.is_relative(mu_dtype):
+        raise ValueError(f"bias_correction_mu and bias_correction_nu must be equal for mu_dtype={mu_dtype}")
     return _scale_by_moments(
-        ScaleByAmsgradState, _Size(advance, read), b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov,
+        ScaleByAmsgradState, size, b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov,
         correct_mu=bias_correction_mu, correct_nu=bias_correction_nu, squares=not root,
     )  # fmt: skip
 
@@ -308,8 +333,8 @@ def _scale_by_moments(
     b2: Decay,
     eps: ArrayLike,
     eps_root: ArrayLike,
-    mu_dtype: DTypeLike | None,
-    nu_dtype: DTypeLike | None,
+    mu_dtype: Kept,
+    nu_dtype: Kept,
     *,
     nesterov: bool,
     correct_mu: bool,
@@ -321,8 +346,7 @@ def _scale_by_moments(
     checks.decay("b1", b1)
     checks.decay("b2", b2)
     checks.at_least("eps", eps, 0.0)
-    mu_dtype = checks.floating_dtype("mu_dtype", mu_dtype)
-    nu_dtype = checks.floating_dtype("nu_dtype", nu_dtype)
+    mu_dtype, nu_dtype = _checked("mu_dtype", mu_dtype), _checked("nu_dtype", nu_dtype)
     toward = moments.average if squares else moments.small_average
     adaptive = 2 if state_type is ScaleByAmsgradState else 1
 
@@ -332,7 +356,8 @@ def _scale_by_moments(
             trees.map_params(lambda path, leaf: _zeros("nu_dtype", nu_dtype, path, leaf).real, params)
             for _ in range(adaptive)
         ]
-        return state_type(jnp.zeros([], jnp.int32), mu, *nus, jnp.zeros([]), jnp.zeros([]))
+        windows = storage.first_windows(nu_dtype, len(jax.tree.leaves(mu)), adaptive)
+        return state_type(jnp.zeros([], jnp.int32), mu, *nus, jnp.zeros([]), jnp.zeros([]), windows)
 
     def scalars(state: Any) -> tuple[_Scalars, jax.Array, jax.Array]:
         b1_rate = moments.complement(_at(b1, state.count))
@@ -340,7 +365,7 @@ def _scale_by_moments(
         nu_rate = size.rate(b2_rate)
         mu_weight = moments.running_weight(state.mu_weight, b1_rate, state.count)
         nu_weight = moments.running_weight(state.nu_weight, nu_rate, state.count)
-        k = _Scalars(b1_rate, 1.0 - b1_rate, b2_rate, nu_rate, 1.0, nu_weight, eps, eps_root)
+        k = _Scalars(b1_rate, 1.0 - b1_rate, b1_rate, b2_rate, nu_rate, 1.0, nu_weight, eps, eps_root)
         if correct_mu:
             next_weight = moments.average(mu_weight, 1.0, b1_rate)
             k = k._replace(
@@ -361,21 +386,82 @@ def _scale_by_moments(
         del extra_args
         k, mu_weight, nu_weight = scalars(state)
 
-        def step(g: ArrayLike, m: Leaf, *nus: Leaf) -> tuple[Leaf, ...]:
-            wide = jnp.promote_types(moments.accumulator_dtype(jnp.result_type(g)), moments.accumulator_dtype(m.dtype))
+        def step(g: ArrayLike, place: _Place, m: Leaf, *nus: Leaf) -> tuple[Any, ...]:
+            wide = jnp.promote_types(moments.accumulator_dtype(jnp.result_type(g)), place.dtype)
             real = jnp.finfo(wide).dtype
             kk = _Scalars(*(jnp.asarray(scalar, real) for scalar in k))
             gradient = moments.saturate(jnp.asarray(g, wide), int(squares))
-            mu = toward(m.astype(wide), gradient, kk.mu_rate)
-            new = size.advance(tuple(nu.astype(real) for nu in nus), gradient, kk)
+            kept = storage.kept_moments(mu_dtype, nu_dtype, place.path, m, nus, state.nu_window, place.number)
+            old = kept.second(real)
+            mu = toward(kept.first(wide, size.root(old[0])), gradient, kk.mu_rate)
+            new = size.advance(old, gradient, kk)
+            if kept.is_exact:
+                kept = kept.after(mu, new)
+            else:  # the step is that of the moments as they are kept: the array above is not written to memory
+                apart = size.root(size.advance(old, storage.recomputed(gradient, state.count), kk)[0])
+                kept = kept.after(mu, new, apart, kk.nu_rate, state.count)
+                new = kept.second(real)
+                mu = _within(kept.first(wide, size.root(new[0])), size.root(new[0]), size.ratio(kk))
             ahead = moments.lookahead(mu, gradient, kk.mu_rate, kk.mu_keep) if nesterov else mu
             u = moments.direction(ahead, size.read(new, kk), kk.eps)
-            return u.astype(jnp.result_type(g)), *(n.astype(old.dtype) for n, old in zip((mu, *new), (m, *nus), strict=True))
+            return u.astype(jnp.result_type(g)), dataclasses.replace(place, window=kept.window), kept.mu, *kept.nus
 
-        new_updates, new_trees = trees.map_updates(step, updates, state[1:-2], params)
-        return new_updates, state_type(optax.safe_increment(state.count), *new_trees, mu_weight, nu_weight)
+        columns = (_places(state.mu), *state[1 : 2 + adaptive])
+        new_updates, (places, *new_trees) = trees.map_updates(step, updates, columns, params)
+        windows = state.nu_window
+        if len(windows):
+            moved = jax.tree.leaves(places)
+            windows = jnp.stack([windows[p.number] if p.window is None else p.window for p in moved])
+        return new_updates, state_type(optax.safe_increment(state.count), *new_trees, mu_weight, nu_weight, windows)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """What `trees` and `storage` need to know of a trained leaf; int8 moments do not tell that they are of one."""
+
+    path: str
+    number: int  # among the trained leaves
+    shape: tuple[int, ...]
+    dtype: np.dtype  # of the leaf's arithmetic
+    window: jax.Array | None = None  # the new one
+
+
+def _places(mu: Any) -> Any:
+    numbers = itertools.count()
+
+    def place(path: Any, m: Leaf) -> _Place:
+        return _Place(jax.tree_util.keystr(path), next(numbers), jnp.shape(m), moments.accumulator_dtype(m.dtype))
+
+    return jax.tree_util.tree_map_with_path(place, mu)
+
+
+def _within(mu: Leaf, size: Leaf, ratio: ArrayLike) -> Leaf:
+    """The first moment, no larger than it can be for its second: rounding may have passed that."""
+    ratio = jnp.asarray(ratio)
+    limit = jnp.where(jnp.isinf(ratio), jnp.inf, ratio * size)
+    return jnp.clip(mu, -limit, limit)
+
+
+def _cauchy_schwarz(k: _Scalars) -> ArrayLike:
+    return codes.largest_ratio(k.b1_rate, k.b2_rate)
+
+
+def _largest_of_infinity(k: _Scalars) -> ArrayLike:
+    """(1 - b1) / (1 - b1 / b2): as `codes.largest_ratio`, from |m'| <= ((1 - a) C / b2 + a) u'."""
+    b1_rate, b2_rate = jnp.asarray(k.b1_rate), jnp.asarray(k.b2_rate)
+    room = 1.0 - (1.0 - b1_rate) / (1.0 - b2_rate)
+    bounded = room > 0
+    return jnp.where(bounded, b1_rate / jnp.where(bounded, room, 1.0), jnp.inf)
+
+
+def _checked(name: str, choice: Kept) -> Kept:
+    """The choice, once it is known to be one that can be honoured."""
+    keep = None if storage.is_function(choice) else storage.chosen(choice, "", second=name == "nu_dtype")
+    if isinstance(keep, np.dtype):
+        checks.floating_dtype(name, keep)
+    return choice
 
 
 def _at(value: ArrayLike | optax.Schedule, count: jax.Array) -> ArrayLike:
@@ -393,14 +479,17 @@ def _root_of(nu: Leaf, eps_root: ArrayLike, *, rooted: bool, plain: bool) -> Lea
     return nu if plain else moments.root_plus(nu, eps_root)
 
 
-def _zeros(name: str, dtype: Any, path: str, leaf: Any) -> jax.Array:
-    """Zeros for a first moment: float32 at least, or `dtype`, which for complex leaves is that of each part."""
+def _zeros(name: str, choice: Kept, path: str, leaf: Any) -> jax.Array:
+    """What is kept of a moment of zero: float32 at least, or as chosen; of complex leaves `choice` is each part's dtype."""
     wide = moments.accumulator_dtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype)
-    if dtype is None:
-        return jnp.zeros_like(leaf, dtype=wide)
-    real = jnp.finfo(dtype).dtype
-    if not jnp.issubdtype(wide, jnp.complexfloating):
-        return jnp.zeros_like(leaf, dtype=real)
-    if real not in (jnp.float32, jnp.float64):
+    keep = storage.chosen(choice, path, second=name == "nu_dtype")
+    dtype = keep.dtype if isinstance(keep, Storage) else keep
+    is_complex = jnp.issubdtype(wide, jnp.complexfloating)
+    if is_complex and dtype is not None and dtype not in (np.float32, np.float64, np.complex64, np.complex128):
         raise ValueError(f"{name} must be float32 or float64 for the complex leaf at {path or 'the root'}, got {dtype}")
-    return jnp.zeros_like(leaf, dtype=jnp.promote_types(real, jnp.complex64))
+    if dtype is None or (isinstance(keep, Storage) and np.size(leaf) < keep.smallest):
+        return jnp.zeros_like(leaf, dtype=wide)
+    if not isinstance(keep, Storage):
+        real = jnp.finfo(dtype).dtype
+        return jnp.zeros_like(leaf, dtype=jnp.promote_types(real, jnp.complex64) if is_complex else real)
+    return storage.zeros(keep, leaf)

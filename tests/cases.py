@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 import adam_jax
+from adam_jax import storage
 
 
 class Case(NamedTuple):
@@ -23,6 +24,9 @@ class Case(NamedTuple):
         return self.factory(**{**self.numbers, **numbers}, **self.choices)
 
 
+EIGHT_BITS = {"mu_dtype": storage.int8_ratio(smallest=0), "nu_dtype": storage.int8_root(smallest=0)}
+
+
 def _case(factory: Callable[..., Any], numbers: str, **choices: Any) -> Case:
     values = {"b1": 0.8, "b2": 0.99, "eps": 1e-6, "eps_root": 1e-9, "learning_rate": 0.1, "weight_decay": 0.01, "p": 3.0}
     values |= {"max_norm": 0.5, "decay": 0.9}
@@ -34,9 +38,12 @@ CASES: dict[str, Case] = {
     "scale_by_adam, root": _case(adam_jax.scale_by_adam, "b1 b2 eps eps_root", root=True),
     "scale_by_adam, raw": _case(adam_jax.scale_by_adam, "b1 b2 eps", bias_correction=False),
     "scale_by_adam, eps_hat, nesterov": _case(adam_jax.scale_by_adam, "b1 b2 eps", eps_hat=True, nesterov=True),
-    "scale_by_adam, narrow moments": _case(adam_jax.scale_by_adam, "b1 b2 eps", mu_dtype="bfloat16", nu_dtype="float16"),
+    "scale_by_adam, narrow moments": _case(adam_jax.scale_by_adam, "b1 b2 eps", mu_dtype="float16", nu_dtype="bfloat16"),
+    "scale_by_adam, int8": _case(adam_jax.scale_by_adam, "b1 b2 eps", **EIGHT_BITS),
     "scale_by_adamax": _case(adam_jax.scale_by_adamax, "b1 b2 eps"),
     "scale_by_lp": _case(adam_jax.scale_by_lp, "p b1 b2 eps"),
+    "scale_by_adamax, int8": _case(adam_jax.scale_by_adamax, "b1 b2 eps", **EIGHT_BITS),
+    "scale_by_amsgrad, int8, nesterov": _case(adam_jax.scale_by_amsgrad, "b1 b2 eps", nesterov=True, **EIGHT_BITS),
     "scale_by_amsgrad": _case(adam_jax.scale_by_amsgrad, "b1 b2 eps eps_root"),
     "scale_by_amsgrad, corrected, root": _case(adam_jax.scale_by_amsgrad, "b1 b2 eps", max_of="corrected", root=True),
     "scale_by_bias_correction": _case(adam_jax.scale_by_bias_correction, "b1 b2"),

@@ -13,10 +13,11 @@ LAYERS = {
     4: {"paper", "bench"},
     3: {"optimizers", "rows", "diagnostics", "recorder", "regret", "sharding", "checkpoint", "interop"},
     2: {"transforms", "skipped", "scaling", "averaging", "faults", "weights", "leafsums"},
-    1: {"moments", "rounding", "storage", "checks", "trees", "domains"},
+    1: {"moments", "storage", "checks", "trees", "domains"},
+    0: {"rounding", "codes"},
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
-ARITHMETIC = {"moments", "rounding", "storage"}  # these import jax and numpy, and nothing else
+ARITHMETIC = {"moments", "rounding", "codes"}  # these import jax and numpy, and nothing else
 
 
 def _imports(path: Path) -> set[str]:
