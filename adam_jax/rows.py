@@ -87,9 +87,9 @@ def row_adam(
     its first step of a row that comes late is up to (1 - b1) / sqrt(1 - b2) = 3.16 learning rates.
 
     Each function takes and returns the whole table, and jitted with `donate_argnums=(0, 1)` works in place. All four work
-    inside `jit` and `scan` and on a table sharded over its rows (mesh axes of type Auto). Ids may have any integer dtype
-    and any shape, and may repeat: their gradients are summed. An id that is negative or not below N touches nothing: its gathered row is zero and
-    its gradient is dropped, so that -1 can fill up a batch. Under `checkify` it is an error.
+    inside `jit` and `scan` and on a table sharded over its rows (mesh axes of type Auto). Ids may have any integer dtype and
+    any shape, and may repeat: their gradients are summed. An id that is negative or not below N touches nothing: its
+    gathered row is zero and its gradient is dropped, so that -1 can fill up a batch. Under `checkify` it is an error.
 
     Args:
         learning_rate: number, scalar array or schedule of the count, >= 0. A rate that changes must be a schedule: skipped
