@@ -316,6 +316,14 @@ def test_optax_wrappers_around_a_rounding_chain_work(name):
     assert np.abs(np.asarray(whole, np.float32) - np.asarray(expected, np.float32)).max() <= 2.0**-5
 
 
+@pytest.mark.parametrize(("name", "most"), [("stochastic", 4.1), ("residual8", 5.1), ("residual16", 6.1)])
+def test_weights_and_int8_moments_take_four_to_six_bytes_a_parameter(name, most):
+    tx = adam_jax.in_float32(adam_jax.adam(1e-3, mu_dtype="int8", nu_dtype="int8"), ROUNDINGS[name]())
+    params = jax.ShapeDtypeStruct((2**16,), jnp.bfloat16)
+    leaves = jax.tree.leaves((params, jax.eval_shape(tx.init, params)))
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 2**16 <= most
+
+
 @pytest.mark.parametrize("name", ROUNDINGS)
 def test_a_skipped_step_leaves_weights_and_state_bit_for_bit(name):
     params, g = _weights(), _gradients(1)[0].astype(jnp.bfloat16)
