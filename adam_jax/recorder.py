@@ -229,7 +229,8 @@ def _snr_panel(axis: Any, history: Any, seen: Any) -> None:
     axis.fill_between(history.count, first, third, color="C0", alpha=0.3, lw=0, label="25 to 75 %")
     axis.plot(history.count, median, color="C0", label="median")
     axis.plot(history.count, seen.snr_mean, color="C3", label="mean")
-    axis.set(title="signal-to-noise ratio", ylabel="|m̂| / √v̂", yscale="log")
+    axis.set(title="signal-to-noise ratio", ylabel="|m̂| / √v̂")
+    _log_scale(axis)
     _legend(axis)
 
 
@@ -239,14 +240,16 @@ def _step_panel(axis: Any, history: Any, seen: Any) -> None:
                                ("Cauchy-Schwarz", history.supremum, "-.")):  # fmt: skip
         if np.isfinite(value).all():
             axis.plot(history.count, value, style, color="0.4", lw=1, label=name)
-    axis.set(title="effective step", ylabel="|Δ|", yscale="log")
+    axis.set(title="effective step", ylabel="|Δ|")
+    _log_scale(axis)
     _legend(axis)
 
 
 def _norm_panel(axis: Any, history: Any, seen: Any) -> None:
     names = {"m̂": "mu_norm", "√v̂": "nu_norm", "gradient": "gradient_norm", "params": "param_norm", "update": "update_norm"}
     _lines(axis, history, {label: getattr(seen, name) for label, name in names.items()})
-    axis.set(title="norms", yscale="log")
+    axis.set(title="norms")
+    _log_scale(axis)
     _legend(axis)
 
 
@@ -278,6 +281,12 @@ def _lines(axis: Any, history: Any, lines: dict[str, Any]) -> None:
     for label, values in lines.items():
         if values is not None:
             axis.plot(history.count, values, label=label, lw=1.3)
+
+
+def _log_scale(axis: Any) -> None:
+    """A logarithmic scale, unless everything is zero: before the first step, or without a gradient."""
+    if any(np.any(np.asarray(line.get_ydata()) > 0) for line in axis.get_lines()):
+        axis.set_yscale("log")
 
 
 def _legend(axis: Any) -> None:
