@@ -68,7 +68,9 @@ def _panel(axis: Axes, panel: Panel) -> None:
     if panel.logarithmic:
         axis.set_yscale("log")
     if panel.limits:
-        axis.set_ylim(*panel.limits)
+        low, high = panel.limits  # the paper's, with room for curves that fall below
+        means = [np.where(np.isfinite(curve.y), curve.y, np.inf).mean(0).min(initial=np.inf) for curve in panel.curves]
+        axis.set_ylim(min([low, *(0.9 * mean for mean in means)]), high)
     axis.grid(alpha=0.25)
     if panel.curves:
         axis.legend(fontsize=8, framealpha=0.9)
