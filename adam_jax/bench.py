@@ -125,6 +125,15 @@ def _ulps(module: Any) -> str:
     return f"{float(error.max()) * 2**24:.0f} ulp"
 
 
+def _adamax_at_zero(module: Any) -> str:
+    return f"{_last(module.scale_by_adamax(eps=0.0), (0.0, 1)):.3g}"
+
+
+def _complex_state(module: Any) -> str:
+    state = module.scale_by_adam().init(jnp.zeros(1024, jnp.complex64))
+    return f"{(state.mu.nbytes + state.nu.nbytes) / 1024:.0f}"
+
+
 def _gradient_at_zero(module: Any) -> str:
     def loss(g: jax.Array) -> jax.Array:
         tx = module.scale_by_adam()
@@ -177,6 +186,13 @@ CORRECTNESS = [
         "0, 0.99, 1, 1",
         functools.partial(_first_steps, dtype=jnp.float16, gradients=[0.0, 1e-6, 5e-3, 256.0]),
     ),
+    Row(
+        "AdaMax in bfloat16, the same two runs of gradients: update",
+        "1.000",
+        functools.partial(_shrinking, name="scale_by_adamax"),
+    ),
+    Row("AdaMax with eps = 0, first step, g = 0: update", "0", _adamax_at_zero),
+    Row("complex64 leaf: bytes of state a parameter", "12", _complex_state),
     Row("derivative of the update at g = 0", "1e+08", _gradient_at_zero),
     Row("clip_by_global_norm, then adam, CPU: traffic a parameter", "", _traffic),
 ]
