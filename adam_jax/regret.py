@@ -216,7 +216,8 @@ def best_fixed_point(
         A `BestPoint`.
 
     Raises:
-        ValueError: for an empty domain or stream, or if the gap is not reached within `max_steps`.
+        ValueError: for an empty domain or stream, if the gap is not reached within `max_steps`, or if the mean loss there
+            is below its tangent at the start, and so not convex.
 
     Example:
         >>> import adam_jax
@@ -233,9 +234,16 @@ def best_fixed_point(
         def mean(x: jax.Array, stream: Any) -> jax.Array:
             return jax.vmap(lambda example: loss(unravel(x), example))(stream).mean()
 
-        x, value, gap, steps = jax.jit(
-            lambda x, stream: minimise(jax.value_and_grad(lambda x: mean(x, stream)), x, domain, tolerance, max_steps)
-        )(domain.project(flat), wide)
+        @jax.jit
+        def solve(start: jax.Array, stream: Any) -> tuple[jax.Array, ...]:
+            f = jax.value_and_grad(lambda x: mean(x, stream))
+            x, value, gap, steps = minimise(f, start, domain, tolerance, max_steps)
+            first, g = f(start)
+            return x, value, gap, steps, first + jnp.vdot(g, x - start) - value, jnp.abs(first) + jnp.abs(value)
+
+        x, value, gap, steps, below, scale = solve(domain.project(flat), wide)
+        if below > 1e-9 * scale:
+            raise ValueError(f"losses must be convex: the mean loss is {below:.3g} below its tangent at the start")
         if not gap <= tolerance:
             raise ValueError(f"tolerance {tolerance:g} was not reached in max_steps={max_steps}: the gap is {gap:.3g}")
         return BestPoint(jax.tree.map(np.asarray, unravel(x)), float(value), float(gap), int(steps))

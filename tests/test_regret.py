@@ -162,6 +162,11 @@ def test_a_stream_of_functions_is_a_stream_of_arrays():
     assert float(game.last[0]) == pytest.approx(x + 0.1 - 0.1 * np.exp(x + 0.1), rel=1e-5)
 
 
+def test_a_mean_loss_that_is_not_convex_has_no_certified_best_point():
+    with pytest.raises(ValueError, match=r"losses must be convex: the mean loss is .* below its tangent at the start"):
+        best_fixed_point(lambda x, c: -((x - c) ** 2), jnp.arange(4.0), jnp.float32(0.3), INTERVAL)
+
+
 def test_losses_that_are_not_convex_are_refused():
     stream = jnp.linspace(0.0, 1.0, 20)
     with pytest.raises(ValueError, match=r"losses must be convex: loss \d+ at theta_\d+ is .* below its tangent"):
