@@ -65,7 +65,7 @@ class Recorder:
 
     Args:
         every: record at step 0 and every so many steps.
-        table: a Rich table of the last records, on the terminal.
+        table: a Rich table of the last five records, on the terminal.
         csv: a file to write, which must not exist.
         parquet: a file to write when closed, which must not exist.
         tensorboard: a folder for event files; SNR histograms too.
@@ -162,10 +162,11 @@ class Recorder:
         self.close()
 
     def _table(self, more: list[str]) -> Any:
-        shown = [name for name in ("step", *more, *_SHOWN) if name in self.rows[-1]]
-        table = _import("rich.table").Table(*shown, title="Adam")
-        for row in self.rows[-10:]:
-            table.add_row(*(f"{row[name]:.4g}" for name in shown))
+        shown = [name for name in (*more, *_SHOWN) if name in self.rows[-1]]
+        rows = self.rows[-5:]
+        table = _import("rich.table").Table("step", *(f"{row['step']:g}" for row in rows), title="Adam")
+        for name in shown:
+            table.add_row(name, *(f"{row[name]:.4g}" for row in rows))
         return table
 
 

@@ -66,11 +66,12 @@ def test_the_table_shows_the_last_records(steps, monkeypatch):
 
     console = rich.get_console()
     monkeypatch.setattr(console, "file", io.StringIO())
-    monkeypatch.setattr(console, "_width", 200)
+    monkeypatch.setattr(console, "_width", 80)
     with Recorder(every=1, table=True) as recorder:
         for step, seen in enumerate(steps):
-            recorder(step, seen)
+            recorder(step, seen, loss=1e-5 * step)
     shown = console.file.getvalue()
+    assert "…" not in shown  # nothing is cut off in a terminal of 80 columns
     assert "snr_mean" in shown
     assert f"{recorder.rows[-1]['snr_mean']:.4g}" in shown
 
