@@ -125,8 +125,7 @@ def next_window(code: jax.Array, window: jax.Array, rate: ArrayLike) -> jax.Arra
         [124   5]
     """
     fine = window[1]
-    top = jnp.max(code, initial=-128).astype(jnp.int32) + 127  # -1 where all are zero
-    bottom = jnp.min(code - jnp.int8(1), initial=127).astype(jnp.int32) + 128  # zeros wrap to the highest
+    top, bottom = _extremes(code)
     highest, lowest = (((x >> fine) + window[0]) for x in (top, bottom))
     headroom = HEADROOM + jnp.ceil(jnp.log2(jnp.maximum(rate, 1e-3) * 1e3) / 2).astype(jnp.int32)
     needed = highest - lowest + 1 + headroom
@@ -161,6 +160,22 @@ def largest_ratio(b1_rate: ArrayLike, b2_rate: ArrayLike) -> jax.Array:
     room = 1.0 - (1.0 - b1_rate) ** 2 / (1.0 - b2_rate)
     bounded = (room > 0) & (b2_rate > 0)
     return jnp.where(bounded, b1_rate / jnp.sqrt(jnp.where(bounded, b2_rate * room, 1.0)), jnp.inf)
+
+
+def _extremes(code: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The highest and the lowest code of a positive root, as numbers from 0 to 254; -1 and 255 where there is none.
+
+    One reduction of pairs: of two reductions XLA on CPU makes the second, which also subtracts, ten times slower.
+    """
+    pairs = (code, code - jnp.int8(1))  # zeros wrap to the highest
+    both = jax.lax.reduce(
+        pairs,
+        (jnp.int8(-128), jnp.int8(127)),
+        lambda a, b: (jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1])),
+        tuple(range(code.ndim)),
+    )
+    top, bottom = (extreme.astype(jnp.int32) for extreme in both)
+    return top + 127, bottom + 128
 
 
 def _pattern(x: jax.Array) -> jax.Array:

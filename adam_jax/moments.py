@@ -205,6 +205,8 @@ def magnitude(g: jax.Array) -> jax.Array:
         >>> print(magnitude(jnp.array([3 + 4j])))
         [5.]
     """
+    if not jnp.iscomplexobj(g):
+        return jnp.maximum(g, -g)  # at a tie JAX takes the mean of both derivatives
     zero = g == 0
     return jnp.where(zero, 0.0, jnp.abs(jnp.where(zero, 1.0, g)))
 
@@ -262,17 +264,18 @@ def second_moment(v: jax.Array, g: jax.Array, rate: ArrayLike) -> jax.Array:
     return average(v, squared(g), rate)
 
 
-def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike) -> jax.Array:
+def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike, *, rounded: bool = False) -> jax.Array:
     """The root of the average of squared gradients, kept as a root: exact from 1e-36 to 1e37 in float32.
 
-    With M the larger of |g| and s, and x = |g|/M, y = s/M, this is M sqrt(y^2 + rate (x^2 - y^2)), written as a small
-    correction to s so that its rounding errors do not pile up. Every quotient is of two numbers of the gradient's scale, so
-    scaling all gradients by a power of two scales s by exactly that.
+    With x and y the gradient and s over the power of two below the larger of them, and q = sqrt(y^2 + rate (x^2 - y^2)),
+    the new root over that power is q, written as a small correction to y so that its rounding errors do not pile up. Scaling
+    all gradients by a power of two scales s by exactly that.
 
     Args:
         s: root of the average so far, real.
         g: the gradient, same shape, real or complex.
         rate: scalar from `corrected_rate`, or 1 - b2 for the raw moment.
+        rounded: the result is going to be rounded to few bits, so spare the correction.
 
     Returns:
         The new root, same shape, real.
@@ -281,13 +284,13 @@ def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike) -> jax.Array
         >>> print(root_second_moment(jnp.array([0.0]), jnp.array([1e-30]), 0.25))
         [5.e-31]
     """
-
-    def step(a: jax.Array, s: jax.Array) -> jax.Array:
-        x, y, _, dead = _over_larger(a, s)
-        q = root(y * y + rate * ((x - y) * (x + y)))
-        return s + rate * (a - s) * ((x + y) / jnp.where(dead, 1.0, q + y))
-
-    return lifted(step, magnitude(g), s)
+    a = magnitude(g)
+    power, inverse = _power_of_two(jnp.maximum(a, s))
+    x, y = inverse * a, inverse * s
+    if rounded:
+        return power * root(y * y * (1.0 - rate) + x * x * rate)
+    below = root(y * y + rate * ((x - y) * (x + y))) + y
+    return power * (y + rate * (x - y) * ((x + y) / jnp.where(below == 0, 1.0, below)))
 
 
 def lifted(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
@@ -422,3 +425,15 @@ def _over_larger(a: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     dead = larger < jnp.finfo(larger.dtype).tiny
     larger = jnp.where(dead, 1.0, larger)
     return jnp.where(dead, 0.0, a / larger), jnp.where(dead, 0.0, s / larger), larger, dead
+
+
+def _power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest power of two that is not above x, and its inverse; for x = 0, zero and a large number."""
+    info = jnp.finfo(x.dtype)
+    exponent = ((1 << info.nexp) - 1) << info.nmant
+    pattern = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), f"uint{info.bits}") & np.array(
+        exponent, f"uint{info.bits}"
+    )
+    ones = np.array(exponent - (1 << info.nmant), f"uint{info.bits}")  # the exponents of x and 1/x add up to this
+    power, inverse = (jax.lax.bitcast_convert_type(bits, x.dtype) for bits in (pattern, ones - pattern))
+    return power, inverse

@@ -150,11 +150,12 @@ def row_adam(
         table: jax.Array, state: RowAdamState, ids: jax.Array, row_grads: jax.Array
     ) -> tuple[jax.Array, RowAdamState]:
         gradients = _checked_gradients(table, state, ids, row_grads)
-        unique, sums = _summed(_checked_ids(table, ids), gradients, len(table))
-        rows = _take(table, state, unique)
+        flat = _checked_ids(table, ids)
+        rows = _take(table, state, flat)
+        unique, sums, row_count = _summed(state.row_count, flat, rows.count, gradients)
         if exact:
             rows = _caught_up(settings, rows, state)
-        state = _counted(settings, state)
+        state = _counted(settings, state)._replace(row_count=row_count)
         return _put(table, state, unique, _stepped(settings, rows, sums, state), unique=True)
 
     def flush(table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
@@ -197,23 +198,25 @@ def _refreshed(
 def _take(table: jax.Array, state: RowAdamState, ids: jax.Array) -> Rows:
     """The rows at `ids`; some row, as if never touched, where an id is the table's height or more."""
     inside = jnp.minimum(ids, len(table) - 1)
+    one = jnp.where(jnp.asarray(state.count) < 0, 2.0, 1.0).astype(state.mu.dtype)  # though XLA cannot know
 
     def take(array: jax.Array) -> jax.Array:
-        return array.at[inside].get(mode="promise_in_bounds")  # twice as fast on CPUs as a gather that checks each number
+        rows = array.at[inside].get(mode="promise_in_bounds")
+        return rows.astype(state.mu.dtype) / one  # gathered for a division, rows come 4 times faster on CPUs
 
     count = state.row_count.at[ids].get(mode="fill", fill_value=0)
     keep = None if state.row_log_keep is None else take(state.row_log_keep)
-    return Rows(take(table).astype(state.mu.dtype), take(state.mu), take(state.nu), count, keep)
+    return Rows(take(table), take(state.mu), take(state.nu), count, keep)
 
 
 def _put(
     table: jax.Array, state: RowAdamState, ids: jax.Array, rows: Rows, *, unique: bool
 ) -> tuple[jax.Array, RowAdamState]:
-    """The rows written back; ids that repeat come with equal rows, unless `unique` (and then sorted)."""
+    """The rows written back; ids that repeat come with equal rows, unless `unique`."""
 
     def put(array: jax.Array, values: jax.Array) -> jax.Array:
         values = values.astype(array.dtype)
-        return array.at[ids].set(values, mode="drop", unique_indices=unique, indices_are_sorted=unique)
+        return array.at[ids].set(values, mode="drop", unique_indices=unique)
 
     keep = None if state.row_log_keep is None or rows.log_keep is None else put(state.row_log_keep, rows.log_keep)
     state = state._replace(
@@ -222,20 +225,20 @@ def _put(
     return put(table, rows.values), state
 
 
-def _summed(ids: jax.Array, gradients: jax.Array, height: int) -> tuple[jax.Array, jax.Array]:
-    """The ids without repetition, sorted, and for each the sum of its gradients.
+def _summed(
+    row_count: jax.Array, ids: jax.Array, count: jax.Array, gradients: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Each id once, the others replaced by ids beyond the table, all different; and for each the sum of its gradients.
 
-    There are as many as before, or as many as rows and one more; those left over are ids of `height` and above, all
-    different.
+    There is no sort. All ids write their position in the batch over their row's count; of those that are equal one is read
+    back, and takes the gradients of all. The third result holds what was written, until the counts are written again.
     """
-    order = jnp.argsort(ids)
-    ordered = ids[order]
-    segment = jnp.cumsum(jnp.diff(ordered, prepend=ordered[:1]) != 0, dtype=jnp.int32) if len(ids) else ids
-    number = min(len(ids), height + 1)
-    spare = height + jnp.arange(number, dtype=ids.dtype)
-    unique = spare.at[segment].min(ordered, indices_are_sorted=True)
-    place = jnp.zeros_like(segment).at[order].set(segment, unique_indices=True)
-    return unique, jnp.zeros((number, gradients.shape[1]), gradients.dtype).at[place].add(gradients)
+    height, position = len(row_count), jnp.arange(len(ids), dtype=row_count.dtype)
+    after_reading = position + jnp.minimum(count, 0)  # counts are never negative: XLA need not copy what was read before
+    scratch = row_count.at[ids].set(after_reading, mode="drop")
+    taker = jnp.where(ids < height, scratch.at[ids].get(mode="fill", fill_value=0), position)
+    unique = jnp.where(taker == position, ids, height + position)
+    return unique, jnp.zeros_like(gradients).at[taker].add(gradients), scratch
 
 
 # The step -----------------------------------------------------------------------------------------------------------------

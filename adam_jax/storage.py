@@ -84,7 +84,7 @@ def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
     """
 
     def encode(x: jax.Array, bits: jax.Array) -> jax.Array:
-        return rounding.round_to(x, jnp.bfloat16, bits).astype(jnp.bfloat16)
+        return rounding.stochastic(x, bits, 16).astype(jnp.bfloat16)
 
     return Storage(jnp.dtype(jnp.bfloat16), encode, _widened, smallest=smallest, seed=seed)
 
@@ -244,6 +244,7 @@ class KeptMoments:
         window: int32[len(nus), 2], or None where no window is kept.
         storages: of `mu` and of each of `nus`, None where the values themselves are kept.
         path: of the leaf.
+        later: zero, but known only when `mu` is: XLA writes second moments in place once it no longer reads them for `mu`.
     """
 
     mu: jax.Array
@@ -251,6 +252,7 @@ class KeptMoments:
     window: jax.Array | None
     storages: tuple[Storage | None, ...]
     path: str
+    later: ArrayLike = 0
 
     @property
     def is_exact(self) -> bool:
@@ -266,24 +268,27 @@ class KeptMoments:
         mu, keep = self._load(0, self.mu).astype(dtype), self.storages[0]
         return mu * size if keep and keep.relative else mu
 
-    def after(
-        self, mu: jax.Array, nus: tuple[jax.Array, ...], size: ArrayLike = 1.0, rate: ArrayLike = 0.0, count: ArrayLike = 0
-    ) -> "KeptMoments":
-        """What is kept of the moments of the next step; `size` is its root second moment, before rounding."""
+    def with_first(self, mu: jax.Array, size: ArrayLike = 1.0, count: ArrayLike = 0) -> "KeptMoments":
+        """What is kept after the first moment's step; `size` is the root second moment that belongs to it, not rounded."""
         keep = self.storages[0]
-        if keep and keep.relative:
-            dead = size < jnp.finfo(mu.dtype).tiny
-            mu = jnp.where(dead, 0.0, mu / jnp.where(dead, 1.0, size))
+        if not keep or not keep.relative:
+            return dataclasses.replace(self, mu=self._save(0, mu, self.mu, count))
+        dead = size < jnp.finfo(mu.dtype).tiny
+        kept = self._save(0, jnp.where(dead, 0.0, mu / jnp.where(dead, 1.0, size)), self.mu, count)
+        one = jnp.abs(kept[(0,) * kept.ndim].astype(jnp.int32)) if kept.size else 0
+        return dataclasses.replace(self, mu=kept, later=jnp.minimum(one, 0))
+
+    def with_second(self, nus: tuple[jax.Array, ...], rate: ArrayLike = 0.0, count: ArrayLike = 0) -> "KeptMoments":
+        """What is kept after the second moments' step, which comes after the first's; `rate` is how far they moved."""
         window = self.window
         if window is not None:
             moved = zip(self.storages[1:], self.nus, window, strict=True)
             window = jnp.stack([k.window(nu, w, rate) if k and k.window else w for k, nu, w in moved])
         new = dataclasses.replace(self, window=window)
-        return dataclasses.replace(
-            new,
-            mu=new._save(0, mu, self.mu, count),
-            nus=tuple(new._save(i + 1, nu, old, count) for i, (nu, old) in enumerate(zip(nus, self.nus, strict=True))),
+        saved = (
+            new._save(i + 1, nu, old, count + self.later) for i, (nu, old) in enumerate(zip(nus, self.nus, strict=True))
         )
+        return dataclasses.replace(new, nus=tuple(saved))
 
     def _load(self, i: int, kept: jax.Array) -> jax.Array:
         keep = self.storages[i]

@@ -79,6 +79,7 @@ class _Scalars(NamedTuple):
     nu_weight: ArrayLike  # w_t
     eps: ArrayLike
     eps_root: ArrayLike
+    rounded: bool = False  # whether the second moments are going to be rounded
 
 
 class _Size(NamedTuple):
@@ -143,7 +144,7 @@ def scale_by_adam(
     """
 
     def advance(nus: Nus, g: Leaf, k: _Scalars) -> Nus:
-        return ((moments.root_second_moment if root else moments.second_moment)(nus[0], g, k.nu_rate),)
+        return (_next_moment(nus[0], g, k, rooted=root),)
 
     def read(nus: Nus, k: _Scalars) -> Leaf:
         return _root_of(nus[0], k.eps_root, rooted=root, plain=_is_zero(eps_root))
@@ -306,7 +307,7 @@ def scale_by_amsgrad(
         return (jnp.sqrt(k.nu_weight) if root else k.nu_weight) if rescales else 1.0
 
     def advance(nus: Nus, g: Leaf, k: _Scalars) -> Nus:
-        nu = (moments.root_second_moment if root else moments.second_moment)(nus[0], g, k.nu_rate)
+        nu = _next_moment(nus[0], g, k, rooted=root)
         return nu, jnp.maximum(nus[1], nu * weight(k))
 
     def read(nus: Nus, k: _Scalars) -> Leaf:
@@ -347,7 +348,6 @@ def _scale_by_moments(
     checks.decay("b2", b2)
     checks.at_least("eps", eps, 0.0)
     mu_dtype, nu_dtype = _checked("mu_dtype", mu_dtype), _checked("nu_dtype", nu_dtype)
-    toward = moments.average if squares else moments.small_average
     adaptive = 2 if state_type is ScaleByAmsgradState else 1
 
     def init_fn(params: Any) -> Any:
@@ -389,17 +389,19 @@ def _scale_by_moments(
         def step(g: ArrayLike, place: _Place, m: Leaf, *nus: Leaf) -> tuple[Any, ...]:
             wide = jnp.promote_types(moments.accumulator_dtype(jnp.result_type(g)), place.dtype)
             real = jnp.finfo(wide).dtype
-            kk = _Scalars(*(jnp.asarray(scalar, real) for scalar in k))
             gradient = moments.saturate(jnp.asarray(g, wide), int(squares))
             kept = storage.kept_moments(mu_dtype, nu_dtype, place.path, m, nus, state.nu_window, place.number)
+            kk = _Scalars(*(jnp.asarray(scalar, real) for scalar in k[:-1]), rounded=any(kept.storages[1:]))
             old = kept.second(real)
+            toward = moments.small_average if kept.is_exact and not squares else moments.average
             mu = toward(kept.first(wide, size.root(old[0])), gradient, kk.mu_rate)
-            new = size.advance(old, gradient, kk)
             if kept.is_exact:
-                kept = kept.after(mu, new)
-            else:  # the step is that of the moments as they are kept: the array above is not written to memory
-                apart = size.root(size.advance(old, storage.recomputed(gradient, state.count), kk)[0])
-                kept = kept.after(mu, new, apart, kk.nu_rate, state.count)
+                new = size.advance(old, gradient, kk)
+                kept = kept.with_first(mu).with_second(new)
+            else:  # the step is that of the moments as they are kept: the arrays before that are not written to memory
+                apart = size.advance(old, storage.recomputed(gradient, state.count), kk)
+                kept = kept.with_first(mu, size.root(apart[0]), state.count)
+                kept = kept.with_second(size.advance(old, gradient, kk), kk.nu_rate, state.count)
                 new = kept.second(real)
                 mu = _within(kept.first(wide, size.root(new[0])), size.root(new[0]), size.ratio(kk))
             ahead = moments.lookahead(mu, gradient, kk.mu_rate, kk.mu_keep) if nesterov else mu
@@ -470,6 +472,12 @@ def _at(value: ArrayLike | optax.Schedule, count: jax.Array) -> ArrayLike:
 
 def _is_zero(value: ArrayLike) -> bool:
     return isinstance(value, (int, float)) and value == 0
+
+
+def _next_moment(nu: Leaf, g: Leaf, k: _Scalars, *, rooted: bool) -> Leaf:
+    if rooted:
+        return moments.root_second_moment(nu, g, k.nu_rate, rounded=k.rounded)
+    return moments.second_moment(nu, g, k.nu_rate)
 
 
 def _root_of(nu: Leaf, eps_root: ArrayLike, *, rooted: bool, plain: bool) -> Leaf:
