@@ -17,10 +17,11 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax import checks, moments, trees
+from adam_jax import checks, moments, storage, trees
 from adam_jax.faults import SkipNonfiniteState
 from adam_jax.leafsums import SNR_EDGES, Sums, ToSteps, add, leaf_sums
-from adam_jax.transforms import Decay, ScaleByAdamState, ScaleByAmsgradState
+from adam_jax.storage import KeptMoments, Storage
+from adam_jax.transforms import Decay, Kept, ScaleByAdamState, ScaleByAmsgradState
 
 __all__ = ["SNR_EDGES", "SNR_LEVELS", "Diagnostics", "Leaves", "Measurements", "watch_adam"]
 
@@ -136,6 +137,8 @@ def watch_adam(
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     *,
+    mu_dtype: Kept = None,
+    nu_dtype: Kept = None,
     learning_rate: ArrayLike | optax.Schedule = 1.0,
     bias_correction: bool = True,
     eps_hat: bool = False,
@@ -151,13 +154,20 @@ def watch_adam(
     L^p) alpha (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)), 7.27 alpha at the defaults, and for AdaMax alpha (1 - b1) /
     (1 - b1 / b2), 1.01 alpha. With `nesterov=True` the steps reported are those before the look-ahead: pass `updates`.
 
+    Moments are read as they are kept, which is how the step used them: int8 ones cost 2 bytes a parameter to read.
+    The rows of a `row_adam` in exact mode are dense Adam's after its `flush`: read them as
+    `ScaleByAdamState(state.count, state.mu, state.nu, 1.0, 1.0)`; without a flush, each row is as of its last update.
+
     Args:
         form: what `nu` holds. "square": v, from `scale_by_adam` and `scale_by_amsgrad`, and Optax's own Adam; "root":
             sqrt(v), from the same with `root=True`; "max": u, from `scale_by_adamax`; a number p: `scale_by_lp(p)`.
+            With a compact `nu_dtype` "square" and "root" are the same: such moments are always kept as roots.
         b1: decay of the first moment: number, scalar array or schedule of the count.
         b2: decay of the second moment, likewise.
-        eps: number or scalar, added to the root.
+        eps: number or scalar, added to the root; not used with "max", whose u contains it.
         eps_root: number or scalar, added inside the root.
+        mu_dtype: as given to the transform.
+        nu_dtype: as given to the transform.
         learning_rate: number, scalar array or schedule of the count; at 1 steps are in units of alpha.
         bias_correction: as given to the transform.
         eps_hat: as given to the transform.
@@ -171,8 +181,8 @@ def watch_adam(
 
     Raises:
         ValueError: for settings that `scale_by_adam` refuses; from the function, for a state without Adam or with
-            several, for moments kept in eight bits or in float16, which are not read yet, and for trees that do not match
-            it, with the path of the leaf.
+            several, for moments that `mu_dtype` and `nu_dtype` do not make, and for trees that do not match the state,
+            with the path of the leaf.
 
     Example:
         >>> tx = optax.adam(0.1)
@@ -183,6 +193,10 @@ def watch_adam(
         1.00 0.10 1.00
     """
     _check(form, b1, b2, eps, eps_root, learning_rate, max_of)
+    for choice, second in ((mu_dtype, False), (nu_dtype, True)):
+        if not storage.is_function(choice):
+            storage.chosen(choice, "", second=second)
+    rooted = form != "square" or storage.is_compact(nu_dtype)
 
     def watch(state: Any, gradients: Any = None, params: Any = None, updates: Any = None) -> Diagnostics:
         node = _find(state, where)
@@ -192,18 +206,17 @@ def watch_adam(
         alpha = jnp.asarray(_at(learning_rate, last), jnp.float32)
         mu_weight, nu_weight = _weights(node, rate1, rate2)
         k = _settings(node, form, mu_weight, nu_weight, bias_correction, eps_hat, max_of)
-        k = k._replace(eps=k.eps * eps, eps_root=eps_root, bound=bound)
+        k = k._replace(eps=0.0 if form == "max" else k.eps * eps, eps_root=eps_root, bound=bound)
+        k = k._replace(largest_ratio=supremum if isinstance(form, str) else jnp.inf)
         k = ToSteps(*(jnp.asarray(value, jnp.float32) for value in k))
-        rooted = form != "square"
         plain = isinstance(eps_root, (int, float)) and eps_root == 0
         given = [None if tree is None else _by_path(tree) for tree in (gradients, params, updates)]
         paths, sizes, sums = [], [], []
-        for path, mu, *nus in _leaves(node):
-            _check_kept(path, mu, nus, form)
-            others = [None if tree is None else _lookup(tree, path, mu) for tree in given]
-            paths.append(path)
-            sizes.append(mu.size)
-            sums.append(leaf_sums(mu, nus[0], nus[-1], others, k, rooted=rooted, plain=plain))
+        for kept in _leaves(node, mu_dtype, nu_dtype):
+            others = [None if tree is None else _lookup(tree, kept) for tree in given]
+            paths.append(kept.path)
+            sizes.append(kept.mu.size)
+            sums.append(leaf_sums(kept, others, k, rooted=rooted, plain=plain))
         known = tuple(tree is not None for tree in given)
         everything = [*sums, add(sums)]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *everything)
@@ -301,24 +314,41 @@ def _settings(
     to_mhat, to_size = (correct1, correct2) if raw else (1.0, 1.0)
     largest = correct2 if isinstance(node, ScaleByAmsgradState) and max_of == "raw" and bias_correction else to_size
     back1, back2 = (1.0, 1.0) if bias_correction else (mu_weight, moments.corrected_rate(1.0, correct2))
-    return ToSteps(to_mhat, to_size, largest, back1, back2, correct2 if eps_hat else 1.0, 0.0, 1.0)
+    at_eps = correct2 if eps_hat and bias_correction else 1.0
+    return ToSteps(to_mhat, to_size, largest, back1, back2, at_eps, 0.0, 1.0, jnp.inf)
 
 
-def _leaves(node: Any) -> list[tuple[Any, ...]]:
-    """(path, first moment, second moment, the one that divides) of each trained leaf."""
-    columns = [_by_path(tree) for tree in (node.mu, node.nu, getattr(node, "nu_max", node.nu))]
-    rows = [(path, mu, columns[1][path], columns[2][path]) for path, mu in columns[0].items() if mu is not None]
+def _leaves(node: Any, mu_dtype: Kept, nu_dtype: Kept) -> list[KeptMoments]:
+    """The moments of each trained leaf: one second moment, or AMSGrad's two, of which the last divides."""
+    from_optax = isinstance(node, optax.ScaleByAdamState)
+    if from_optax and nu_dtype is not None:
+        raise ValueError(f"nu_dtype must be None for Optax's Adam, which has no such argument, got {nu_dtype}")
+    columns = [_by_path(tree) for tree in (node.mu, node.nu, *([node.nu_max] if hasattr(node, "nu_max") else []))]
+    rows = [(path, *(column[path] for column in columns)) for path, mu in columns[0].items() if mu is not None]
     if not rows:
         raise ValueError("the Adam in state must have trained at least one leaf, got none")
-    return rows
+    if from_optax:  # the numbers themselves, in whatever dtype
+        return [KeptMoments(mu, tuple(nus), None, (None, None), path) for path, mu, *nus in rows]
+    kept = [
+        storage.kept_moments(mu_dtype, nu_dtype, path, mu, nus, node.nu_window, i) for i, (path, mu, *nus) in enumerate(rows)
+    ]
+    for leaf in kept:
+        _check_kept("mu_dtype", mu_dtype, leaf.path, leaf.mu)
+        for nu in leaf.nus:
+            _check_kept("nu_dtype", nu_dtype, leaf.path, nu)
+    return kept
 
 
-def _check_kept(path: str, mu: jax.Array, nus: list[jax.Array], form: Form) -> None:
-    """Raise where an array in the state does not tell by itself which numbers it stands for."""
-    if mu.dtype == jnp.float16 or not all(jnp.issubdtype(x.dtype, jnp.inexact) for x in (mu, *nus)):
-        raise ValueError(f"moments must be kept as bfloat16 or as float32 or wider to be read, got {mu.dtype} at {path}")
-    if form == "square" and any(jnp.finfo(nu.dtype).bits < 32 for nu in nus):
-        raise ValueError(f'{nus[0].dtype} second moments, at {path}, can be read as roots only: form="root"')
+def _check_kept(name: str, choice: Kept, path: str, array: jax.Array) -> None:
+    """Raise where a choice would not have made this array."""
+    keep = storage.chosen(choice, path, second=name == "nu_dtype")
+    wide = jnp.issubdtype(array.dtype, jnp.inexact) and jnp.finfo(array.dtype).bits >= 32
+    small = not isinstance(keep, Storage) or array.size < keep.smallest
+    if not (small and wide) and not (isinstance(keep, Storage) and array.dtype == keep.dtype):
+        raise ValueError(
+            f"{name} must be as given to the transform, got {choice}, but the state keeps {array.dtype} for the leaf at "
+            f"{path or 'the root'}"
+        )
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
@@ -326,15 +356,16 @@ def _by_path(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in flat}
 
 
-def _lookup(tree: dict[str, Any], path: str, mu: jax.Array) -> jax.Array:
-    """The leaf of a tree that belongs to a first moment; no gradient counts as zero."""
-    if path not in tree:
-        raise ValueError(f"the state has a leaf at {path or 'the root'} that a tree given beside it does not have")
-    leaf = tree[path]
+def _lookup(tree: dict[str, Any], kept: KeptMoments) -> jax.Array:
+    """The leaf of a tree that belongs to a leaf's moments; no gradient counts as zero."""
+    at, shape = kept.path or "the root", kept.mu.shape
+    if kept.path not in tree:
+        raise ValueError(f"the state has a leaf at {at} that a tree given beside it does not have")
+    leaf = tree[kept.path]
     if leaf is None:
-        return jnp.zeros_like(mu)
-    if np.shape(leaf) != mu.shape or not trees.is_trained(leaf):
-        raise ValueError(f"the leaf at {path or 'the root'} must be inexact of shape {mu.shape}, got {jax.typeof(leaf)}")
+        return jnp.zeros_like(kept.mu, dtype=jnp.float32)
+    if np.shape(leaf) != shape or not trees.is_trained(leaf):
+        raise ValueError(f"the leaf at {at} must be inexact of shape {shape}, got {jax.typeof(leaf)}")
     return jnp.asarray(leaf)
 
 
