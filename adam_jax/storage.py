@@ -275,7 +275,8 @@ class KeptMoments:
             return dataclasses.replace(self, mu=self._save(0, mu, self.mu, count))
         dead = size < jnp.finfo(mu.dtype).tiny
         kept = self._save(0, jnp.where(dead, 0.0, mu / jnp.where(dead, 1.0, size)), self.mu, count)
-        one = jnp.abs(kept[(0,) * kept.ndim].astype(jnp.int32)) if kept.size else 0
+        split = any(axis is not None for axis in jax.typeof(kept).sharding.spec)  # over explicit axes: it cannot be indexed
+        one = jnp.abs(kept[(0,) * kept.ndim].astype(jnp.int32)) if kept.size and not split else 0
         return dataclasses.replace(self, mu=kept, later=jnp.minimum(one, 0))
 
     def with_second(self, nus: tuple[jax.Array, ...], rate: ArrayLike = 0.0, count: ArrayLike = 0) -> "KeptMoments":
