@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-__all__ = ["decode_ratio", "decode_root", "encode_ratio", "encode_root", "largest_ratio", "next_window"]
+__all__ = ["decode_ratio", "decode_root", "encode_ratio", "encode_root", "largest_ratio", "next_window", "within"]
 
 FINEST, COARSEST = 5, 3  # bits after the octave in a code of s
 EVERY_OCTAVE = (0, 0)  # the window of the first step
@@ -176,6 +176,26 @@ def _extremes(code: jax.Array) -> tuple[jax.Array, jax.Array]:
     )
     top, bottom = (extreme.astype(jnp.int32) for extreme in both)
     return top + 127, bottom + 128
+
+
+def within(mu: jax.Array, size: jax.Array, ratio: ArrayLike) -> jax.Array:
+    """A first moment as kept, no larger than it can be for its second: rounding may have passed that.
+
+    Args:
+        mu: first moment, any shape.
+        size: root of the second, same shape.
+        ratio: scalar, the most that |mu| / size can be, such as `largest_ratio`; may be infinite.
+
+    Returns:
+        Same shape as `mu`.
+
+    Example:
+        >>> print(within(jnp.array([9.0, -1.0]), jnp.array([1.0, 1.0]), 7.27))
+        [ 7.27 -1.  ]
+    """
+    ratio = jnp.asarray(ratio)
+    limit = jnp.where(jnp.isinf(ratio), jnp.inf, ratio * size)
+    return jnp.clip(mu, -limit, limit)
 
 
 def _pattern(x: jax.Array) -> jax.Array:

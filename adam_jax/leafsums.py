@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from adam_jax import moments
+from adam_jax import codes, moments
 from adam_jax.storage import KeptMoments
 
 __all__ = ["SNR_EDGES", "Sums", "Terms", "ToSteps", "add", "leaf_sums"]
@@ -153,8 +153,7 @@ def _coordinates(
     sizes = [nu if rooted else nu * _inverse_root(nu) for nu in kept.second(jnp.float32)]
     mu = kept.first(jnp.complex64 if jnp.iscomplexobj(kept.mu) else jnp.float32, sizes[0])
     if not kept.is_exact:
-        limit = jnp.where(jnp.isinf(k.largest_ratio), jnp.inf, k.largest_ratio * sizes[0])
-        mu = jnp.clip(mu, -limit, limit)  # as `scale_by_adam` does
+        mu = codes.within(mu, sizes[0], k.largest_ratio)
     finite = functools.reduce(jnp.logical_and, (jnp.isfinite(x) for x in (mu.real, mu.imag, *sizes)))
     mu, *sizes = (jnp.where(finite, x, 0.0) for x in (mu, *sizes))
     mhat, size = mu * k.to_mhat, sizes[0] * k.to_size

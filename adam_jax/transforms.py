@@ -403,7 +403,7 @@ def _scale_by_moments(
                 kept = kept.with_first(mu, size.root(apart[0]), state.count)
                 kept = kept.with_second(size.advance(old, gradient, kk), kk.nu_rate, state.count)
                 new = kept.second(real)
-                mu = _within(kept.first(wide, size.root(new[0])), size.root(new[0]), size.ratio(kk))
+                mu = codes.within(kept.first(wide, size.root(new[0])), size.root(new[0]), size.ratio(kk))
             ahead = moments.lookahead(mu, gradient, kk.mu_rate, kk.mu_keep) if nesterov else mu
             u = moments.direction(ahead, size.read(new, kk), kk.eps)
             return u.astype(jnp.result_type(g)), dataclasses.replace(place, window=kept.window), kept.mu, *kept.nus
@@ -437,13 +437,6 @@ def _places(mu: Any) -> Any:
         return _Place(jax.tree_util.keystr(path), next(numbers), jnp.shape(m), moments.accumulator_dtype(m.dtype))
 
     return jax.tree_util.tree_map_with_path(place, mu)
-
-
-def _within(mu: Leaf, size: Leaf, ratio: ArrayLike) -> Leaf:
-    """The first moment, no larger than it can be for its second: rounding may have passed that."""
-    ratio = jnp.asarray(ratio)
-    limit = jnp.where(jnp.isinf(ratio), jnp.inf, ratio * size)
-    return jnp.clip(mu, -limit, limit)
 
 
 def _cauchy_schwarz(k: _Scalars) -> ArrayLike:
