@@ -6,21 +6,25 @@ moments and on scalars, so it can wait until somebody looks at the row: that is 
 `mode="lazy"` leaves out what untouched rows do, as PyTorch's SparseAdam and TensorFlow Addons' LazyAdam.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.experimental import checkify
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import checks, moments, skipped
+from adam_jax import checks, codes, moments, skipped, storage
 from adam_jax.skipped import Rows, Settings
+from adam_jax.storage import Storage
 
 __all__ = ["RowAdam", "RowAdamState", "row_adam"]
 
 Rate = ArrayLike | optax.Schedule
+Kept = DTypeLike | Storage | None
 
 CHUNK = 4096  # rows that `flush` takes at a time
 
@@ -31,11 +35,13 @@ class RowAdamState(NamedTuple):
     Attributes:
         count: int32 scalar, the number of updates made; saturates.
         mu: (N, D), first moments, bias-corrected, each row as of its own `row_count`.
-        nu: (N, D), second moments, likewise.
+        nu: (N, D), second moments, likewise; their roots where `nu_dtype` is narrow. Moments in bfloat16 and float16 are
+            kept as their bits, in uint16: XLA on CPU widens a whole array of such numbers before it writes rows in it.
         row_count: (N,) int32. Exact: the update up to which dense Adam has been followed. Lazy: the row's own updates.
         log_keep: (2,), the sum of log(1 - lr_t weight_decay) over all updates, as a large and a small part; `None` where
             the weight decay is the number 0 or the mode is lazy.
         row_log_keep: (N, 2), that sum as of `row_count`; or `None`.
+        row_window: int32[N, 1, 2], the windows of int8 codes of `nu`, one a row; or `None`.
     """
 
     count: ArrayLike
@@ -44,6 +50,7 @@ class RowAdamState(NamedTuple):
     row_count: jax.Array
     log_keep: jax.Array | None
     row_log_keep: jax.Array | None
+    row_window: jax.Array | None = None
 
 
 class RowAdam(NamedTuple):
@@ -70,6 +77,8 @@ def row_adam(
     *,
     mode: Literal["exact", "lazy"] = "exact",
     weight_decay: Rate = 0.0,
+    mu_dtype: Kept = None,
+    nu_dtype: Kept = None,
 ) -> RowAdam:
     """Adam for a table of rows, at the cost of the rows touched (Algorithm 1; its sparse gradients are Section 6.1's).
 
@@ -101,15 +110,20 @@ def row_adam(
         mode: "exact" or "lazy".
         weight_decay: decoupled, as AdamW's: number, scalar array or schedule of the count, with lr_t weight_decay < 1. In
             lazy mode only the touched rows decay.
+        mu_dtype: how first moments are kept, as for `scale_by_adam`: a dtype or a `Storage`. Narrow ones are rounded without
+            bias when a row is written, which `gather` does not do then; int8 needs 8 bytes a row for its windows.
+        nu_dtype: how second moments are kept, likewise.
 
     Returns:
         A `RowAdam` with state `RowAdamState`. A table of N rows, (N, D), is real and of any floating dtype; moments and
         arithmetic are float32 at least.
 
     Raises:
-        ValueError: for a decay outside [0, 1), b1^2 >= b2 in exact mode, a negative eps, an unknown mode; from the four
-            functions, for a table that is not (N, D) and real, ids or gradients of the wrong shape.
-        TypeError: for decays that are schedules; from the functions, for ids that are not integers.
+        ValueError: for a decay outside [0, 1), b1^2 >= b2 in exact mode, a negative eps, an unknown mode, a dtype that
+            cannot hold a moment; from the four functions, for a table that is not (N, D) and real, ids or gradients of the
+            wrong shape.
+        TypeError: for decays that are schedules and dtypes that are functions; from the four functions, for ids that are not
+            integers.
 
     Example:
         >>> tx = row_adam(0.1)
@@ -132,37 +146,43 @@ def row_adam(
     if mode == "exact" and isinstance(b1, (int, float)) and isinstance(b2, (int, float)) and b1 * b1 >= b2:
         raise ValueError(f"b1 must be below sqrt(b2) in exact mode, got b1={b1} and b2={b2}")
     settings = Settings(learning_rate, b1, b2, eps, weight_decay)
+    keeping = _Keeping(_checked_dtype("mu_dtype", mu_dtype), _checked_dtype("nu_dtype", nu_dtype), b1, b2)
     exact = mode == "exact"
 
     def init(table: jax.Array) -> RowAdamState:
-        return _init(table, ledger=exact and settings.decays())
+        return _init(keeping, table, ledger=exact and settings.decays())
 
     def gather(table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, jax.Array, RowAdamState]:
         flat = _checked_ids(table, ids)
+        found = _take(keeping, table, state, flat)
         if exact:
-            rows, table, state = _refreshed(settings, table, state, flat)
-        else:
-            rows = _take(table, state, flat).values
+            found = _caught_up(settings, found, state)
+            if not keeping.rounds:
+                table, state = _put(keeping, table, state, flat, found, unique=False)
+        rows = found.values
         rows = jnp.where((flat < len(table))[:, None], rows, 0.0)
         return rows.astype(table.dtype).reshape(*jnp.shape(ids), table.shape[1]), table, state
 
     def update(
         table: jax.Array, state: RowAdamState, ids: jax.Array, row_grads: jax.Array
     ) -> tuple[jax.Array, RowAdamState]:
-        gradients = _checked_gradients(table, state, ids, row_grads)
+        gradients = _checked_gradients(table, ids, row_grads)
         flat = _checked_ids(table, ids)
-        rows = _take(table, state, flat)
+        rows = _take(keeping, table, state, flat)
         unique, sums, row_count = _summed(state.row_count, flat, rows.count, gradients)
         if exact:
             rows = _caught_up(settings, rows, state)
         state = _counted(settings, state)._replace(row_count=row_count)
-        return _put(table, state, unique, _stepped(settings, rows, sums, state), unique=True)
+        return _put(keeping, table, state, unique, _stepped(settings, rows, sums, state), unique=True)
 
     def flush(table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
         _check_table(table)
 
         def catch_up(i: jax.Array, carry: tuple[jax.Array, RowAdamState]) -> tuple[jax.Array, RowAdamState]:
-            return _refreshed(settings, *carry, i * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32))[1:]
+            table, state = carry
+            ids = i * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
+            rows = _caught_up(settings, _take(keeping, table, state, ids), state)
+            return _put(keeping, table, state, ids, rows, unique=False)
 
         chunks = -(-len(table) // CHUNK) if exact else 0
         return jax.lax.fori_loop(0, chunks, catch_up, (table, state))
@@ -170,57 +190,126 @@ def row_adam(
     return RowAdam(init, gather, update, flush)
 
 
-def _init(table: jax.Array, *, ledger: bool) -> RowAdamState:
+def _init(keeping: "_Keeping", table: jax.Array, *, ledger: bool) -> RowAdamState:
     _check_table(table)
     dtype = moments.accumulator_dtype(table.dtype)
-    mu = jnp.zeros_like(table, dtype=dtype)
+    mu, nu = (_zeros(keep, table) for keep in (keeping.mu, keeping.nu))
+    windows = isinstance(keeping.nu, Storage) and keeping.nu.window and nu.dtype == keeping.nu.dtype
     return RowAdamState(
         count=jnp.zeros([], jnp.int32),
         mu=mu,
-        nu=jnp.zeros_like(mu),
+        nu=nu,
         row_count=jnp.zeros(len(table), jnp.int32),
         log_keep=jnp.zeros(2, dtype) if ledger else None,
         row_log_keep=jnp.zeros((len(table), 2), dtype) if ledger else None,
+        row_window=storage.first_windows(keeping.nu, len(table), 1) if windows else None,
     )
 
 
-def _refreshed(
-    settings: Settings, table: jax.Array, state: RowAdamState, ids: jax.Array
-) -> tuple[jax.Array, jax.Array, RowAdamState]:
-    """The rows brought up to date, also in the table."""
-    rows = _caught_up(settings, _take(table, state, ids), state)
-    return rows.values, *_put(table, state, ids, rows, unique=False)
+def _zeros(keep: Storage | np.dtype | None, table: jax.Array) -> jax.Array:
+    if isinstance(keep, Storage) and table.size >= keep.smallest:
+        return storage.zeros(keep, table)
+    wide = moments.accumulator_dtype(table.dtype)
+    return jnp.zeros_like(table, dtype=keep if isinstance(keep, np.dtype) else wide)
+
+
+# Moments as numbers, and as they are kept ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keeping:
+    """How moments are kept between steps; each row counts as a leaf with a window of its own."""
+
+    mu: Storage | np.dtype | None
+    nu: Storage | np.dtype | None
+    b1: ArrayLike
+    b2: ArrayLike
+
+    @property
+    def rounds(self) -> bool:
+        return isinstance(self.mu, Storage) or isinstance(self.nu, Storage)
+
+    @property
+    def roots(self) -> bool:
+        return isinstance(self.nu, Storage)
+
+    def load(self, ids: jax.Array, rows: Rows, window: jax.Array | None, dtype: DTypeLike) -> Rows:
+        """First and second moments, from what is kept of them."""
+        if not self.rounds:
+            return rows._replace(mu=rows.mu.astype(dtype), nu=rows.nu.astype(dtype))
+        ratio = codes.largest_ratio(moments.complement(self.b1), moments.complement(self.b2))
+
+        def one(i: jax.Array, mu: jax.Array, nu: jax.Array, window: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+            kept = self._kept(i, mu, nu, window)
+            (second,) = kept.second(dtype)
+            size = second if self.roots else moments.root(second)
+            return codes.within(kept.first(dtype, size), size, ratio), size * size if self.roots else second
+
+        mu, nu = jax.vmap(one)(ids, rows.mu, rows.nu, window)
+        return rows._replace(mu=mu, nu=nu)
+
+    def save(self, ids: jax.Array, rows: Rows, state: RowAdamState) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """What is kept of the moments of rows, and the windows."""
+        if not self.rounds:
+            return rows.mu, rows.nu, None
+
+        def one(i: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+            size, window = moments.root(nu), None
+            old = jnp.zeros_like(nu, dtype=state.nu.dtype)
+            if state.row_window is not None and isinstance(self.nu, Storage):  # found anew from the row
+                window = jnp.array([codes.EVERY_OCTAVE], jnp.int32)
+                old = self.nu.encode(size, jnp.zeros(nu.shape, jnp.uint32), window[0])
+            kept = self._kept(i, jnp.zeros_like(mu, dtype=state.mu.dtype), old, window)
+            kept = kept.with_first(mu, size, state.count)
+            kept = kept.with_second((size if self.roots else nu,), 0.0, state.count)
+            return kept.mu, kept.nus[0], kept.window
+
+        return jax.vmap(one)(ids, rows.mu, rows.nu)
+
+    def _kept(self, i: jax.Array, mu: jax.Array, nu: jax.Array, window: jax.Array | None) -> storage.KeptMoments:
+        windows = () if window is None else window[None]
+        kept = storage.kept_moments(self.mu, self.nu, "", mu, (nu,), windows, 0)
+        return dataclasses.replace(kept, first_index=i.astype(jnp.uint32) * len(mu))
 
 
 # Rows in and out of the table ---------------------------------------------------------------------------------------------
 
 
-def _take(table: jax.Array, state: RowAdamState, ids: jax.Array) -> Rows:
+def _take(keeping: _Keeping, table: jax.Array, state: RowAdamState, ids: jax.Array) -> Rows:
     """The rows at `ids`; some row, as if never touched, where an id is the table's height or more."""
+    dtype = moments.accumulator_dtype(table.dtype)
     inside = jnp.minimum(ids, len(table) - 1)
-    one = jnp.where(jnp.asarray(state.count) < 0, 2.0, 1.0).astype(state.mu.dtype)  # though XLA cannot know
+    one = jnp.where(jnp.asarray(state.count) < 0, 2.0, 1.0)  # though XLA cannot know
 
     def take(array: jax.Array) -> jax.Array:
         rows = array.at[inside].get(mode="promise_in_bounds")
-        return rows.astype(state.mu.dtype) / one  # gathered for a division, rows come 4 times faster on CPUs
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return rows
+        return rows / one.astype(array.dtype)  # gathered for a division, rows come 4 times faster on CPUs
 
     count = state.row_count.at[ids].get(mode="fill", fill_value=0)
-    keep = None if state.row_log_keep is None else take(state.row_log_keep)
-    return Rows(take(table), take(state.mu), take(state.nu), count, keep)
+    keep, window = (None if array is None else take(array) for array in (state.row_log_keep, state.row_window))
+    rows = Rows(take(table).astype(dtype), take(state.mu), take(state.nu), count, keep)
+    return keeping.load(inside, rows, window, dtype)
 
 
 def _put(
-    table: jax.Array, state: RowAdamState, ids: jax.Array, rows: Rows, *, unique: bool
+    keeping: _Keeping, table: jax.Array, state: RowAdamState, ids: jax.Array, rows: Rows, *, unique: bool
 ) -> tuple[jax.Array, RowAdamState]:
     """The rows written back; ids that repeat come with equal rows, unless `unique`."""
 
-    def put(array: jax.Array, values: jax.Array) -> jax.Array:
-        values = values.astype(array.dtype)
-        return array.at[ids].set(values, mode="drop", unique_indices=unique)
+    def put(array: jax.Array | None, values: jax.Array | None) -> Any:
+        if array is None or values is None:
+            return None
+        return array.at[ids].set(values.astype(array.dtype), mode="drop", unique_indices=unique)
 
-    keep = None if state.row_log_keep is None or rows.log_keep is None else put(state.row_log_keep, rows.log_keep)
+    mu, nu, window = keeping.save(ids, rows, state)
     state = state._replace(
-        mu=put(state.mu, rows.mu), nu=put(state.nu, rows.nu), row_count=put(state.row_count, rows.count), row_log_keep=keep
+        mu=put(state.mu, mu),
+        nu=put(state.nu, nu),
+        row_count=put(state.row_count, rows.count),
+        row_log_keep=put(state.row_log_keep, rows.log_keep),
+        row_window=put(state.row_window, window),
     )
     return put(table, rows.values), state
 
@@ -288,6 +377,27 @@ def _two_sum(total: jax.Array, term: jax.Array) -> jax.Array:
 # What is refused ----------------------------------------------------------------------------------------------------------
 
 
+def _checked_dtype(name: str, choice: Kept) -> Storage | np.dtype | None:
+    if storage.is_function(choice):
+        raise TypeError(f"{name} must be a dtype or a Storage, got {choice!r}: a table is a single leaf")
+    keep = storage.chosen(choice, "", second=name == "nu_dtype")
+    if isinstance(keep, np.dtype):
+        checks.floating_dtype(name, keep)
+    return _in_bits(keep) if isinstance(keep, Storage) and keep.dtype in (jnp.bfloat16, jnp.float16) else keep
+
+
+def _in_bits(keep: Storage) -> Storage:
+    """The same storage, in the bit patterns of its numbers."""
+
+    def encode(*args: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(keep.encode(*args), jnp.uint16)
+
+    def decode(kept: jax.Array, *args: jax.Array) -> jax.Array:
+        return keep.decode(jax.lax.bitcast_convert_type(kept, keep.dtype), *args)
+
+    return dataclasses.replace(keep, dtype=jnp.dtype(jnp.uint16), encode=encode, decode=decode)
+
+
 def _check_table(table: jax.Array) -> None:
     if jnp.ndim(table) != 2 or 0 in table.shape or not jnp.issubdtype(jnp.result_type(table), jnp.floating):
         raise ValueError(f"table must be real, of shape (N, D), got {jnp.result_type(table)}{list(jnp.shape(table))}")
@@ -307,10 +417,10 @@ def _checked_ids(table: jax.Array, ids: ArrayLike) -> jax.Array:
     return jnp.where(known, flat.astype(jnp.int32), len(table))
 
 
-def _checked_gradients(table: jax.Array, state: RowAdamState, ids: ArrayLike, row_grads: ArrayLike) -> jax.Array:
+def _checked_gradients(table: jax.Array, ids: ArrayLike, row_grads: ArrayLike) -> jax.Array:
     """The gradients as (B, D), in the dtype of the arithmetic."""
     wanted = (*jnp.shape(ids), table.shape[1])
     dtype = jnp.result_type(row_grads)
     if jnp.shape(row_grads) != wanted or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"row_grads must be real, of shape {wanted}, got {dtype}{list(jnp.shape(row_grads))}")
-    return jnp.asarray(row_grads).astype(state.mu.dtype).reshape(-1, table.shape[1])
+    return jnp.asarray(row_grads).astype(moments.accumulator_dtype(table.dtype)).reshape(-1, table.shape[1])

@@ -244,6 +244,7 @@ class KeptMoments:
         window: int32[len(nus), 2], or None where no window is kept.
         storages: of `mu` and of each of `nus`, None where the values themselves are kept.
         path: of the leaf.
+        first_index: of the array's first element, where the array is a part of the leaf.
         later: zero, but known only when `mu` is: XLA writes second moments in place once it no longer reads them for `mu`.
     """
 
@@ -252,6 +253,7 @@ class KeptMoments:
     window: jax.Array | None
     storages: tuple[Storage | None, ...]
     path: str
+    first_index: ArrayLike = 0
     later: ArrayLike = 0
 
     @property
@@ -299,7 +301,8 @@ class KeptMoments:
         keep = self.storages[i]
         if not keep:
             return x.astype(old.dtype)
-        bits = rounding.draws(x.shape, rounding.stream(keep.seed, f"{i}{self.path}"), count)
+        stream = rounding.stream(keep.seed, f"{i}{self.path}") + jnp.asarray(self.first_index).astype(jnp.uint32)
+        bits = rounding.draws(x.shape, stream, count)
         return keep.encode(x.astype(jnp.float32), bits, *self._own_window(i)).astype(keep.dtype)
 
     def _own_window(self, i: int) -> tuple[jax.Array, ...]:
