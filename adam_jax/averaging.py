@@ -60,7 +60,7 @@ def average_params(decay: ArrayLike | optax.Schedule = 0.999) -> optax.GradientT
         del extra_args
         if params is None and jax.tree.leaves(updates):
             raise ValueError("averaging needs the params: call update(gradients, state, params)")
-        rate = moments.complement(decay(state.count) if callable(decay) else decay)
+        rate = moments.complement(moments.at(decay, state.count))
         weight = moments.running_weight(state.weight, rate, state.count)
         corrected = moments.corrected_rate(rate, weight)
 

@@ -201,9 +201,9 @@ def watch_adam(
     def watch(state: Any, gradients: Any = None, params: Any = None, updates: Any = None) -> Diagnostics:
         node = _find(state, where)
         last = jnp.maximum(jnp.asarray(node.count) - 1, 0)
-        rate1, rate2 = (jnp.asarray(moments.complement(_at(b, last)), jnp.float32) for b in (b1, b2))
+        rate1, rate2 = (jnp.asarray(moments.complement(moments.at(b, last)), jnp.float32) for b in (b1, b2))
         bound, supremum = _bounds(form, rate1, rate2)
-        alpha = jnp.asarray(_at(learning_rate, last), jnp.float32)
+        alpha = jnp.asarray(moments.at(learning_rate, last), jnp.float32)
         mu_weight, nu_weight = _weights(node, rate1, rate2)
         k = _settings(node, form, mu_weight, nu_weight, bias_correction, eps_hat, max_of)
         k = k._replace(eps=0.0 if form == "max" else k.eps * eps, eps_root=eps_root, bound=bound)
@@ -241,10 +241,6 @@ def _check(form: Any, b1: Any, b2: Any, eps: Any, eps_root: Any, learning_rate: 
     checks.at_least("eps_root", eps_root, 0.0)
     checks.scalar("learning_rate", learning_rate)
     checks.one_of("max_of", max_of, ("raw", "corrected"))
-
-
-def _at(value: ArrayLike | optax.Schedule, count: jax.Array) -> ArrayLike:
-    return value(count) if callable(value) else value
 
 
 def _bounds(form: Form, rate1: jax.Array, rate2: jax.Array) -> tuple[jax.Array, jax.Array]:

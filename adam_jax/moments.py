@@ -29,6 +29,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 __all__ = [
     "accumulator_dtype",
+    "at",
     "average",
     "complement",
     "corrected_rate",
@@ -66,6 +67,25 @@ def accumulator_dtype(dtype: DTypeLike) -> np.dtype:
     if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == np.float64:
         return dtype
     return np.dtype(np.float32)
+
+
+def at(value: ArrayLike | Callable[[jax.Array], ArrayLike], count: jax.Array) -> ArrayLike:
+    """A hyper-parameter at a count, or at each of several.
+
+    Args:
+        value: a number, an array or a schedule, a function of the count.
+        count: integers.
+
+    Returns:
+        The number or array itself; of a schedule its values, an array like `count`.
+
+    Example:
+        >>> print(at(lambda count: 0.5 * count, jnp.arange(3)), at(0.1, jnp.arange(3)))
+        [0.  0.5 1. ] 0.1
+    """
+    if not callable(value):
+        return value
+    return jax.vmap(value)(count) if jnp.ndim(count) else value(count)
 
 
 def complement(decay: ArrayLike) -> jax.Array | float:

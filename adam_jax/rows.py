@@ -341,7 +341,7 @@ def _counted(settings: Settings, state: RowAdamState) -> RowAdamState:
     """The state's scalars after one more update."""
     count = jnp.asarray(state.count)
     if state.log_keep is not None:
-        rate, decay = skipped.at(settings.learning_rate, count), skipped.at(settings.weight_decay, count)
+        rate, decay = moments.at(settings.learning_rate, count), moments.at(settings.weight_decay, count)
         state = state._replace(log_keep=_two_sum(state.log_keep, skipped.log_decay(rate, decay, state.log_keep.dtype)))
     return state._replace(count=optax.safe_increment(state.count))
 
@@ -360,8 +360,8 @@ def _stepped(settings: Settings, rows: Rows, gradients: jax.Array, state: RowAda
     step = moments.direction(mu, moments.root(nu), jnp.asarray(settings.eps, dtype))
     before = jnp.asarray(state.count) - 1
     if settings.decays():
-        step += jnp.asarray(skipped.at(settings.weight_decay, before), dtype) * rows.values
-    values = rows.values - jnp.asarray(skipped.at(settings.learning_rate, before), dtype) * step
+        step += jnp.asarray(moments.at(settings.weight_decay, before), dtype) * rows.values
+    values = rows.values - jnp.asarray(moments.at(settings.learning_rate, before), dtype) * step
     ledger = rows.log_keep
     if state.log_keep is not None and ledger is not None:
         ledger = jnp.where(number[:, None] > 0, state.log_keep, ledger)

@@ -71,8 +71,8 @@ def scale_by_bias_correction(b1: Scalar, b2: Scalar | None = None) -> optax.Grad
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del params, extra_args
-        rate1 = moments.complement(_at(b1, state.count))
-        rate2 = 1.0 if b2 is None else moments.complement(_at(b2, state.count))
+        rate1 = moments.complement(moments.at(b1, state.count))
+        rate2 = 1.0 if b2 is None else moments.complement(moments.at(b2, state.count))
         mu_weight = moments.running_weight(state.mu_weight, rate1, state.count)
         nu_weight = moments.running_weight(state.nu_weight, rate2, state.count)
         factor = moments.corrected_rate(moments.root(nu_weight), mu_weight)
@@ -185,7 +185,7 @@ def add_decayed_weights(
         del extra_args
         if params is None and jax.tree.leaves(updates):
             raise ValueError("weight decay needs the params: call update(gradients, state, params)")
-        amount = weight_decay(state.count) if callable(weight_decay) else weight_decay
+        amount = moments.at(weight_decay, state.count)
 
         def decay(u: ArrayLike, p: ArrayLike) -> tuple[jax.Array, ArrayLike]:
             wide = _wide(u)
@@ -233,7 +233,3 @@ def _scale(factor: ArrayLike, updates: Any) -> Any:
 
 def _wide(u: ArrayLike) -> jax.Array:
     return jnp.asarray(u, moments.accumulator_dtype(jnp.result_type(u)))
-
-
-def _at(value: Scalar, count: jax.Array) -> ArrayLike:
-    return value(count) if callable(value) else value

@@ -33,7 +33,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from adam_jax import moments
 
-__all__ = ["Rows", "Settings", "at", "catch_up", "log_decay", "weight"]
+__all__ = ["Rows", "Settings", "catch_up", "log_decay", "weight"]
 
 CUT = 1e-5  # what the steps left out of a catch-up may add up to, in learning rates
 UNROLL = 4  # steps in one turn of the innermost loop
@@ -152,25 +152,6 @@ def log_decay(rate: ArrayLike, weight_decay: ArrayLike, dtype: DTypeLike) -> jax
     return jnp.log1p(-jnp.minimum(shrink, 1.0 - 1e-6))
 
 
-def at(value: ArrayLike | optax.Schedule, count: jax.Array) -> ArrayLike:
-    """A setting at a count, or at each of several.
-
-    Args:
-        value: a number, an array or a schedule.
-        count: integers.
-
-    Returns:
-        The number or array itself; of a schedule its values, an array like `count`.
-
-    Example:
-        >>> print(at(lambda count: 0.5 * count, jnp.arange(3)), at(0.1, jnp.arange(3)))
-        [0.  0.5 1. ] 0.1
-    """
-    if not callable(value):
-        return value
-    return jax.vmap(value)(count) if count.ndim else value(count)
-
-
 def _moved(settings: Settings, rows: Rows, start: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The values after each row's `steps` skipped steps, band after band, and the logarithm of their decay alone."""
     dtype = rows.mu.dtype
@@ -216,7 +197,7 @@ def _band(
 
     def add(j: jax.Array, sums: _Sums) -> _Sums:
         taken = j <= steps
-        rate = jnp.asarray(at(settings.learning_rate, start + j - 1), dtype)
+        rate = jnp.asarray(moments.at(settings.learning_rate, start + j - 1), dtype)
         w1_now, root_now = w1 + (1.0 - w1) * weight(settings.b1, j, dtype), root_weight2(j)
         decay = jnp.exp(j * (log_b1 - 0.5 * log_b2))
         c = jnp.where(taken, rate * decay * (w1 / w1_now) * (root_now / jnp.sqrt(w2)), 0.0)
@@ -224,7 +205,7 @@ def _band(
         powers = (c, c * y, c * y * y, c * y * y * y)
         if not settings.decays():
             return sums._replace(powers=tuple(s + p for s, p in zip(sums.powers, powers, strict=True)))
-        log_keep = log_decay(rate, at(settings.weight_decay, start + j - 1), dtype)
+        log_keep = log_decay(rate, moments.at(settings.weight_decay, start + j - 1), dtype)
         keep = jnp.where(taken, jnp.exp(log_keep), 1.0)
         return _Sums(
             sums.kept * keep,

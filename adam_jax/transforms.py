@@ -360,8 +360,8 @@ def _scale_by_moments(
         return state_type(jnp.zeros([], jnp.int32), mu, *nus, jnp.zeros([]), jnp.zeros([]), windows)
 
     def scalars(state: Any) -> tuple[_Scalars, jax.Array, jax.Array]:
-        b1_rate = moments.complement(_at(b1, state.count))
-        b2_rate = moments.complement(_at(b2, state.count))
+        b1_rate = moments.complement(moments.at(b1, state.count))
+        b2_rate = moments.complement(moments.at(b2, state.count))
         nu_rate = size.rate(b2_rate)
         mu_weight = moments.running_weight(state.mu_weight, b1_rate, state.count)
         nu_weight = moments.running_weight(state.nu_weight, nu_rate, state.count)
@@ -457,10 +457,6 @@ def _checked(name: str, choice: Kept) -> Kept:
     if isinstance(keep, np.dtype):
         checks.floating_dtype(name, keep)
     return choice
-
-
-def _at(value: ArrayLike | optax.Schedule, count: jax.Array) -> ArrayLike:
-    return value(count) if callable(value) else value
 
 
 def _is_zero(value: ArrayLike) -> bool:
