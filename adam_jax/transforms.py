@@ -90,6 +90,7 @@ class _Size(NamedTuple):
     rate: Callable[[ArrayLike], ArrayLike] = lambda b2_rate: b2_rate  # the weight of one more gradient
     root: Callable[[Leaf], Leaf] = lambda nu: nu  # the size that `nus[0]` stands for
     ratio: Callable[[_Scalars], ArrayLike] = lambda _: jnp.inf  # the most that |m| can be, in units of that size
+    spike: Callable[[_Scalars], ArrayLike] = lambda _: jnp.inf  # and the most that the last |g| can be
 
 
 def scale_by_adam(
@@ -151,7 +152,9 @@ def scale_by_adam(
 
     checks.at_least("eps_root", eps_root, 0.0)
     root = root or storage.is_compact(nu_dtype)
-    size = _Size(advance, read, root=lambda nu: nu if root else moments.root(nu), ratio=_cauchy_schwarz)
+    size = _Size(
+        advance, read, root=lambda nu: nu if root else moments.root(nu), ratio=_cauchy_schwarz, spike=_largest_gradient
+    )
     return _scale_by_moments(
         ScaleByAdamState, size, b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov,
         correct_mu=bias_correction, correct_nu=bias_correction, eps_hat=eps_hat, squares=not root,
@@ -197,7 +200,7 @@ def scale_by_adamax(
         return (moments.infinity_moment(nus[0], g, k.b2_rate, eps),)
 
     checks.at_least("eps", eps, 0.0)
-    size = _Size(advance, rate=lambda _: 1.0, ratio=_largest_of_infinity)
+    size = _Size(advance, rate=lambda _: 1.0, ratio=_largest_of_infinity, spike=lambda _: 1.0)
     return _scale_by_moments(
         ScaleByAdamState, size, b1, b2, 0.0, 0.0, mu_dtype, nu_dtype,
         nesterov=nesterov, correct_mu=bias_correction, correct_nu=False,
@@ -318,7 +321,7 @@ def scale_by_amsgrad(
     root = root or storage.is_compact(nu_dtype)
     size = _Size(advance, read, root=lambda nu: nu if root else moments.root(nu))
     if bias_correction_mu == bias_correction_nu:
-        size = size._replace(ratio=_cauchy_schwarz)
+        size = size._replace(ratio=_cauchy_schwarz, spike=_largest_gradient)
     elif storage.is_relative(mu_dtype):
         raise ValueError(f"bias_correction_mu and bias_correction_nu must be equal for mu_dtype={mu_dtype}")
     return _scale_by_moments(
@@ -405,6 +408,8 @@ def _scale_by_moments(
                 new = kept.second(real)
                 mu = codes.within(kept.first(wide, size.root(new[0])), size.root(new[0]), size.ratio(kk))
             ahead = moments.lookahead(mu, gradient, kk.mu_rate, kk.mu_keep) if nesterov else mu
+            if nesterov and not kept.is_exact:
+                ahead = codes.within(ahead, size.root(new[0]), kk.mu_keep * size.ratio(kk) + kk.mu_rate * size.spike(kk))
             u = moments.direction(ahead, size.read(new, kk), kk.eps)
             return u.astype(jnp.result_type(g)), dataclasses.replace(place, window=kept.window), kept.mu, *kept.nus
 
@@ -441,6 +446,11 @@ def _places(mu: Any) -> Any:
 
 def _cauchy_schwarz(k: _Scalars) -> ArrayLike:
     return codes.largest_ratio(k.b1_rate, k.b2_rate)
+
+
+def _largest_gradient(k: _Scalars) -> ArrayLike:
+    """1 / sqrt(rate), because v' >= rate |g|^2."""
+    return jnp.sqrt(moments.corrected_rate(1.0, k.nu_rate))
 
 
 def _largest_of_infinity(k: _Scalars) -> ArrayLike:
