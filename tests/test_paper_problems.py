@@ -98,14 +98,14 @@ def _comparison(**costs: float) -> Comparison:
 
 
 def test_verdicts_follow_the_curves():
-    held = _comparison(adam=1.0, sgd=1.02, adagrad=1.2, rmsprop=1.3, lbfgs=1.5)
-    failed = _comparison(adam=1.2, sgd=1.0, adagrad=1.1, rmsprop=0.9, lbfgs=1.1)
+    held = _comparison(adam=1.0, sgd=1.02, adagrad=1.2, adagrad_constant=1.2, rmsprop=1.3, lbfgs=1.5)
+    failed = _comparison(adam=1.2, sgd=1.0, adagrad=1.1, adagrad_constant=1.1, rmsprop=0.9, lbfgs=1.1)
     judges = [
         figure1._like_nesterov,
         lambda found: figure1._ahead_of_adagrad(found, "adagrad"),
         *(lambda found, k=k: figure2._against_quasi_newton(found)[k] for k in range(2)),
         *(lambda found, k=k: figure3._claims(found, "")[k] for k in range(1, 2)),
-        lambda found: figure1._sparse(found, "")[1],
+        *(lambda found, k=k: figure1._sparse(found, "")[k] for k in (1, 3)),
     ]
     assert all(judge(held).held for judge in judges)
     assert not any(judge(failed).held for judge in judges)

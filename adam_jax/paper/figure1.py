@@ -28,8 +28,8 @@ def fig1a(lab: Lab) -> Result:
     digits = data.mnist(lab.where)
     x, y = subset(digits, plan)
     problem = problems.logistic(x.shape[1], 10)
-    adaptive = [0.003, 0.01, 0.03, 0.1, 0.3]
-    grids = {"adagrad": [0.03, 0.1, 0.3, 1.0, 3.0], "adagrad_constant": adaptive, "sgd": [0.03, 0.1, 0.3, 1.0, 3.0],
+    adaptive = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+    grids = {"adagrad": [0.03, 0.1, 0.3, 1.0, 3.0], "adagrad_constant": adaptive, "sgd": [0.1, 0.3, 1.0, 3.0, 10.0],
              "adam": adaptive}  # fmt: skip
 
     def job(name: str, method: str, grid: Any, seeds: tuple[int, ...], epochs: int) -> Job:
@@ -52,7 +52,7 @@ def fig1b(lab: Lab) -> Result:
         lab: data, settings and where to train.
 
     Returns:
-        Two panels, two tables, four claims.
+        Two panels, two tables, eight claims. AdaGrad is run as in `fig1a`.
 
     Example:
         >>> fig1b.__name__
@@ -60,8 +60,9 @@ def fig1b(lab: Lab) -> Result:
     """
     plan = lab.plan(Plan(epochs=160, seeds=3, search=20), Plan(epochs=4, seeds=2, search=2, examples=1280, alphas=3))
     reviews = data.imdb(lab.where, reviews=plan.examples)
-    grids = {"adagrad": [0.01, 0.03, 0.1, 0.3, 1.0], "rmsprop": [0.001, 0.003, 0.01, 0.03, 0.1],
-             "sgd": [0.03, 0.1, 0.3, 1.0, 3.0], "adam": [0.003, 0.01, 0.03, 0.1, 0.3]}  # fmt: skip
+    grids = {"adagrad": [0.01, 0.03, 0.1, 0.3, 1.0], "adagrad_constant": [0.003, 0.01, 0.03, 0.1, 0.3],
+             "rmsprop": [0.003, 0.01, 0.03, 0.1, 0.3], "sgd": [0.1, 0.3, 1.0, 3.0, 10.0],
+             "adam": [0.003, 0.01, 0.03, 0.1, 0.3]}  # fmt: skip
     found = []
     for noise in (0.5, 0.0):
         problem = problems.logistic(reviews.x.shape[1], 2, noise=noise, scale=1.0)
@@ -72,8 +73,10 @@ def fig1b(lab: Lab) -> Result:
 
         noisy = " + dropout" if noise else ""
         found.append(compare(lab, plan, f"IMDB BoW logistic regression{noisy}", grids, job, "dropout-" if noise else ""))
-    panels = [Panel("IMDB BoW feature Logistic Regression, dropout", PASSES, "training cost", found[0].lines(" + dropout")),
-              Panel("IMDB BoW feature Logistic Regression", PASSES, "training cost", found[1].lines())]  # fmt: skip
+    panels = [
+        Panel(f"IMDB BoW feature Logistic Regression{noisy}", PASSES, "training cost", lines, limits=(0.1, 0.6))
+        for noisy, lines in ((", dropout", found[0].lines(" + dropout")), ("", found[1].lines()))
+    ]
     claims = [claim for part, noisy in zip(found, (" with dropout", ""), strict=True) for claim in _sparse(part, noisy)]
     settings = {"data": reviews.name, "source": reviews.source, "plan": vars(plan), "grids": grids,
                 "alphas": {"dropout": found[0].alphas, "plain": found[1].alphas}}  # fmt: skip
@@ -96,14 +99,14 @@ def _ahead_of_adagrad(found: Comparison, adagrad: str) -> Claim:
 
 
 def _sparse(found: Comparison, noisy: str) -> list[Claim]:
+    """For each rival: the paper says "Adam" and "AdaGrad", which here is the better of AdaGrad's two runs."""
     cost = {name: found.overall(name) for name in found.curves}
+    ours = {"Adam": cost["adam"], "AdaGrad": min(cost["adagrad"], cost["adagrad_constant"])}
     numbers = "mean cost over the run: " + ", ".join(f"{METHODS[name].label} {value:.4f}" for name, value in cost.items())
     return [
         Claim(
-            f"on sparse features AdaGrad and Adam are well ahead of SGDNesterov{noisy} (by 5 % or more)",
-            max(cost["adagrad"], cost["adam"]) <= 0.95 * cost["sgd"], numbers,
-        ),
-        Claim(
-            f"and of RMSProp{noisy} (by 5 % or more)", max(cost["adagrad"], cost["adam"]) <= 0.95 * cost["rmsprop"], numbers
-        ),
+            f"on sparse features {name} is well ahead of {METHODS[rival].label}{noisy} (by 5 % or more)",
+            value <= 0.95 * cost[rival], numbers,
+        )
+        for name, value in ours.items() for rival in ("sgd", "rmsprop")
     ]  # fmt: skip
