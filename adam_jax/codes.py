@@ -127,6 +127,7 @@ def next_window(code: jax.Array, window: jax.Array, rate: ArrayLike) -> jax.Arra
     fine = window[1]
     top, bottom = _extremes(code)
     highest, lowest = (((x >> fine) + window[0]) for x in (top, bottom))
+    lowest = jnp.where((bottom == 0) & (fine > 0), lowest - 1, lowest)  # the lowest code may stand for less than it says
     headroom = HEADROOM + jnp.ceil(jnp.log2(jnp.maximum(rate, 1e-3) * 1e3) / 2).astype(jnp.int32)
     needed = highest - lowest + 1 + headroom
     finer = jnp.int32(COARSEST)
