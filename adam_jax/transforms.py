@@ -409,7 +409,7 @@ def _scale_by_moments(
                 mu = codes.within(kept.first(wide, size.root(new[0])), size.root(new[0]), size.ratio(kk))
             ahead = moments.lookahead(mu, gradient, kk.mu_rate, kk.mu_keep) if nesterov else mu
             if nesterov and not kept.is_exact:
-                ahead = codes.within(ahead, size.root(new[0]), kk.mu_keep * size.ratio(kk) + kk.mu_rate * size.spike(kk))
+                ahead = codes.within(ahead, size.root(new[0]), _largest_ahead(size, kk))
             u = moments.direction(ahead, size.read(new, kk), kk.eps)
             return u.astype(jnp.result_type(g)), dataclasses.replace(place, window=kept.window), kept.mu, *kept.nus
 
@@ -451,6 +451,12 @@ def _cauchy_schwarz(k: _Scalars) -> ArrayLike:
 def _largest_gradient(k: _Scalars) -> ArrayLike:
     """1 / sqrt(rate), because v' >= rate |g|^2."""
     return jnp.sqrt(moments.corrected_rate(1.0, k.nu_rate))
+
+
+def _largest_ahead(size: _Size, k: _Scalars) -> jax.Array:
+    """The most that the look-ahead can be: none unless both of its parts have one, even if one of them counts zero."""
+    ratio, spike = jnp.asarray(size.ratio(k)), jnp.asarray(size.spike(k))
+    return jnp.where(jnp.isinf(ratio) | jnp.isinf(spike), jnp.inf, k.mu_keep * ratio + k.mu_rate * spike)
 
 
 def _largest_of_infinity(k: _Scalars) -> ArrayLike:

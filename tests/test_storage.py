@@ -191,6 +191,14 @@ def test_no_history_makes_a_step_with_look_ahead_larger_than_its_bound(make, bou
         assert float(jnp.abs(updates[100:]).max()) <= bound * (1 + 1e-3)
 
 
+@pytest.mark.parametrize(
+    "make", [adam_jax.scale_by_adam, adam_jax.scale_by_adamax, lambda **kw: adam_jax.scale_by_lp(3.0, **kw)]
+)
+def test_look_ahead_without_momentum_is_the_gradient(make):
+    updates, _ = _train(make(b1=0.0, nesterov=True, nu_dtype=jnp.bfloat16), jnp.ones((3, 8)))
+    np.testing.assert_allclose(updates, 1.0, rtol=2**-7)  # bfloat16
+
+
 def test_no_code_at_all_makes_a_step_larger_than_cauchy_schwarz_allows():
     tx = adam_jax.scale_by_adam(eps=0.0, **INT8)
     state, keys = tx.init(jnp.zeros(N)), jax.random.split(jax.random.key(2), 2)
