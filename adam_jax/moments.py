@@ -450,10 +450,8 @@ def _over_larger(a: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 def _power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest power of two that is not above x, and its inverse; for x = 0, zero and a large number."""
     info = jnp.finfo(x.dtype)
-    exponent = ((1 << info.nexp) - 1) << info.nmant
-    pattern = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), f"uint{info.bits}") & np.array(
-        exponent, f"uint{info.bits}"
-    )
-    ones = np.array(exponent - (1 << info.nmant), f"uint{info.bits}")  # the exponents of x and 1/x add up to this
-    power, inverse = (jax.lax.bitcast_convert_type(bits, x.dtype) for bits in (pattern, ones - pattern))
-    return power, inverse
+    unsigned = np.dtype(f"uint{info.bits}").type
+    exponent = unsigned(((1 << info.nexp) - 1) << info.nmant)
+    both = exponent - unsigned(1 << info.nmant)  # what the exponents of x and 1 / x add up to
+    power = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), unsigned) & exponent
+    return jax.lax.bitcast_convert_type(power, x.dtype), jax.lax.bitcast_convert_type(both - power, x.dtype)

@@ -279,7 +279,7 @@ def _take(keeping: _Keeping, table: jax.Array, state: RowAdamState, ids: jax.Arr
     """The rows at `ids`; some row, as if never touched, where an id is the table's height or more."""
     dtype = moments.accumulator_dtype(table.dtype)
     inside = jnp.minimum(ids, len(table) - 1)
-    one = jnp.where(jnp.asarray(state.count) < 0, 2.0, 1.0)  # though XLA cannot know
+    one = storage.recomputed(jnp.ones([], dtype), state.count)  # though XLA cannot know
 
     def take(array: jax.Array) -> jax.Array:
         rows = array.at[inside].get(mode="promise_in_bounds")
