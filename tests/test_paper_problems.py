@@ -72,6 +72,19 @@ def test_autoencoder_cost_is_the_lower_bound():
     )  # float32 and its softplus
 
 
+def test_max_pooling_is_that_of_reduce_window_with_its_derivative():
+    h = jax.random.permutation(KEY, 2.0 * jnp.arange(2 * 8 * 6 * 3)).reshape(2, 8, 6, 3) - 99.0  # no ties
+
+    def expected(h):
+        return jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+
+    given = jax.random.normal(KEY, (2, 4, 3, 3))
+    for ours, theirs in zip(jax.vjp(problems._pooled, h), jax.vjp(expected, h), strict=True):
+        if callable(ours):
+            ours, theirs = ours(given)[0], theirs(given)[0]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
 def test_convolutional_net_sees_shapes_of_the_paper():
     params = jax.eval_shape(problems.convolutional(32, 10).init, KEY)
     assert [w.shape for w, _ in params["filters"]] == [(5, 5, 3, 64), (5, 5, 64, 64), (5, 5, 64, 128)]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -43,6 +44,12 @@ def test_side_by_side_equals_one_after_another():
                 costs.append(cost)
             expected = np.mean(np.reshape(costs, (2, -1)), 1)
             np.testing.assert_allclose(curves.costs[s, g, :2], expected, rtol=2e-6)  # float32, four steps, other order
+
+
+def test_a_problem_that_may_not_stand_in_a_loop_is_trained_the_same():
+    job = _job()
+    apart = training.train(replace(job, problem=replace(job.problem, loops=False)))
+    np.testing.assert_allclose(apart.costs, training.train(job).costs, rtol=1e-5)
 
 
 def test_an_epoch_visits_no_example_twice():

@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--epochs", type=partial(_at_least, 1), metavar="N", help="passes over the data, in place of the figure's own"
     )
+    parser.add_argument(
+        "--seeds", type=partial(_at_least, 1), metavar="N", help="curves for each optimizer, in place of the figure's own"
+    )
     parser.add_argument("--seed", type=partial(_at_least, 0), default=0, metavar="N", help="the first seed")
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run left")
     return parser
@@ -115,8 +118,8 @@ def _one(console: Console, name: str, arguments: argparse.Namespace, keep_going:
 
 def _run(console: Console, name: str, arguments: argparse.Namespace) -> None:
     stem, work = arguments.out / name, arguments.out / f".unfinished-{name}"
-    identity = {"figure": name, "quick": arguments.quick, "epochs": arguments.epochs, "seed": arguments.seed,
-                "data": str(arguments.data), "source": arguments.source}  # fmt: skip
+    identity = {"figure": name, "quick": arguments.quick, "epochs": arguments.epochs, "seeds": arguments.seeds,
+                "seed": arguments.seed, "data": str(arguments.data), "source": arguments.source}  # fmt: skip
     if arguments.resume and _finished(stem, identity):
         console.print(f"{name} is finished in {arguments.out}", highlight=False)
         return
@@ -127,7 +130,7 @@ def _run(console: Console, name: str, arguments: argparse.Namespace) -> None:
     begin = time.monotonic()
     with _bar(console) as bar:
         where = Where(arguments.data, arguments.source)
-        lab = Lab(where, arguments.quick, arguments.epochs, arguments.seed, work, partial(console.print, highlight=False),
+        lab = Lab(where, arguments.quick, arguments.epochs, arguments.seeds, arguments.seed, work,
                   partial(_task, bar))  # fmt: skip
         result = FIGURES[name].make(lab)
     paths = results.write(result, partial(plots.save, result), stem.with_name(name + result.suffix), identity)

@@ -28,7 +28,7 @@ def fig2a(lab: Lab) -> Result:
         >>> fig2a.__name__
         'fig2a'
     """
-    plan = lab.plan(Plan(epochs=200, seeds=3, search=10), Plan(epochs=2, seeds=2, search=1, examples=1280, alphas=3))
+    plan = lab.plan(Plan(epochs=200, seeds=3, search=5), Plan(epochs=2, seeds=2, search=1, examples=1280, alphas=3))
     digits = data.mnist(lab.where)
     x, y = subset(digits, plan)
     problem = problems.perceptron(x.shape[1], 10)

@@ -36,13 +36,13 @@ def fig4(lab: Lab) -> Result:
     plan = lab.plan(Plan(epochs=100, seeds=3, search=0), Plan(epochs=4, seeds=2, search=0, examples=640, alphas=3))
     digits = data.mnist(lab.where)
     x, y = subset(digits, plan)
-    exponents = np.linspace(-5, -1, 9 if plan.alphas is None else plan.alphas)
+    exponents = np.linspace(-5, -1, plan.alphas or 5)
     problem = problems.autoencoder(x.shape[1])
     jobs = {
         (method, b1, b2): Job(
             f"{method}-{b1}-{b2}", method, problem, x, y,
             {"alpha": 10.0**exponents, "b1": np.full(exponents.shape, b1), "b2": np.full(exponents.shape, b2)},
-            lab.seeds(plan), plan.epochs, records=1,
+            lab.seeds_of(plan), plan.epochs, records=1,
         )
         for method in ("adam", "adam_uncorrected") for b1 in B1 for b2 in B2
     }  # fmt: skip

@@ -45,28 +45,27 @@ class Lab:
         where: where data is looked for.
         quick: whether the short plan is asked for.
         epochs: replaces the plan's, if given.
+        seeds: replaces the plan's, if given.
         seed: the first seed.
         folder: for unfinished work; None keeps nothing.
-        say: prints a line.
         progress: from a title and a number of steps to a function that is told of steps done.
     """
 
     where: Where = field(default_factory=Where)
     quick: bool = False
     epochs: int | None = None
+    seeds: int | None = None
     seed: int = 0
     folder: Path | None = None
-    say: Callable[[str], None] = lambda _: None
     progress: Progress = lambda _title, _steps: lambda _done: None
 
     def plan(self, full: Plan, quick: Plan) -> Plan:
         """The plan to follow."""
         plan = quick if self.quick else full
-        if self.epochs is None:
-            return plan
-        return replace(plan, epochs=self.epochs, search=min(plan.search, self.epochs))
+        epochs = self.epochs or plan.epochs
+        return replace(plan, epochs=epochs, search=min(plan.search, epochs), seeds=self.seeds or plan.seeds)
 
-    def seeds(self, plan: Plan) -> tuple[int, ...]:
+    def seeds_of(self, plan: Plan) -> tuple[int, ...]:
         """The seeds of a plan."""
         return tuple(range(self.seed, self.seed + plan.seeds))
 
@@ -136,7 +135,7 @@ def compare(
         >>> compare(Lab(), Plan(1, 2, 1), "demo", {"adam": [0.1, 1.0]}, job).alphas
         {'adam': 0.1}
     """
-    seeds = lab.seeds(plan)
+    seeds = lab.seeds_of(plan)
     grids = {method: _middle(grid, plan.alphas) for method, grid in grids.items()}
     wide = {method: {"alpha": np.array(grid)} for method, grid in grids.items() if len(grid) > 1}
     searches = [job(f"search-{stem}{m}", m, grid, seeds[:1], plan.search) for m, grid in wide.items()]

@@ -38,7 +38,7 @@ def online(lab: Lab) -> Result:
     digits = data.mnist(lab.where)
     steps = plan.epochs * (plan.examples or 5000)
     at = np.unique(np.geomspace(100, steps, 6).astype(int))
-    seeds = lab.seeds(plan)
+    seeds = lab.seeds_of(plan)
     advance = lab.progress("the online game", len(seeds) * 2)
     found: dict[str, list[np.ndarray]] = {"adam": [], "amsgrad": [], "bound": []}
     for seed in seeds:

@@ -1,4 +1,4 @@
-"""Training one optimizer at many settings and seeds at once: `vmap` over both, `lax.scan` over the minibatches.
+"""Training one optimizer at many settings and seeds: `vmap` over settings, `lax.scan` over seeds and minibatches.
 
 All settings of one seed see the same minibatches and the same noise, so that curves differ by their settings alone. What
 was done is written to a folder from time to time; a run that was interrupted goes on from there.
@@ -245,23 +245,29 @@ def _compiled(problem: Problem, make: _Maker, carried: Any, batches: Any) -> Cal
 def _segment_of(problem: Problem, make: _Maker, carried: Any, batches: Any) -> Callable[..., Any]:
     """Train on rows [seeds, length, batch] with keys [seeds, length]; returns the state and mean costs [seeds, settings]."""
 
-    def step(state: Any, x: Any, y: Any, rows: Any, keys: Any) -> Any:
-        grid, trained = state
-
-        def seed(trained: Any, row: Any, key: Any) -> Any:
-            return jax.vmap(partial(_update, problem.cost, make, x[row], y[row], key))(grid, *trained)
-
-        trained, cost = jax.vmap(seed)(trained, rows, keys)
-        return (grid, trained), cost
+    def step(grid: Any, x: Any, y: Any, trained: Any, batch: Any) -> Any:
+        row, key = batch
+        return jax.vmap(partial(_update, problem.cost, make, x[row], y[row], key))(grid, *trained)
 
     def scanned(state: Any, x: Any, y: Any, rows: Any, keys: Any) -> Any:
-        order = (jnp.swapaxes(rows, 0, 1), jnp.swapaxes(keys, 0, 1))
-        state, costs = jax.lax.scan(lambda state, batch: step(state, x, y, *batch), state, order)
-        return state, costs.mean(0)
+        grid, trained = state
+
+        def seed(part: Any) -> Any:
+            trained, batches = part
+            return jax.lax.scan(partial(step, grid, x, y), trained, batches)
+
+        trained, costs = jax.lax.map(seed, (trained, (rows, keys)))  # one seed at a time: what it trains stays in the cache
+        return (grid, trained), costs.mean(1)
 
     if problem.loops:
         return jax.jit(scanned, donate_argnums=0).lower(*carried, *batches).compile()
-    one = jax.jit(step, donate_argnums=0).lower(*carried, *(part[:, 0] for part in batches)).compile()
+
+    def once(state: Any, x: Any, y: Any, rows: Any, keys: Any) -> Any:
+        grid, trained = state
+        trained, cost = jax.vmap(partial(step, grid, x, y))(trained, (rows, keys))
+        return (grid, trained), cost
+
+    one = jax.jit(once, donate_argnums=0).lower(*carried, *(part[:, 0] for part in batches)).compile()
 
     def stepped(state: Any, x: Any, y: Any, rows: Any, keys: Any) -> Any:
         costs = []
