@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
-__all__ = ["at_least", "decay", "floating_dtype", "one_of", "scalar"]
+__all__ = ["at_least", "decay", "one_of", "scalar"]
 
 
 def at_least(name: str, value: Any, lowest: float) -> None:
@@ -97,38 +96,6 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def floating_dtype(name: str, value: DTypeLike | None) -> np.dtype | None:
-    """The dtype named, or None.
-
-    Args:
-        name: the argument's name, for the message.
-        value: an inexact dtype, by object or name, or None.
-
-    Returns:
-        A NumPy dtype, or None.
-
-    Raises:
-        ValueError: if it is not an inexact dtype, or not one that this process can hold.
-
-    Example:
-        >>> floating_dtype("nu_dtype", jnp.int32)
-        Traceback (most recent call last):
-        ...
-        ValueError: nu_dtype must be a floating-point dtype or None, got int32
-    """
-    if value is None:
-        return None
-    try:
-        dtype = np.dtype(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a floating-point dtype or None, got {value!r}") from None
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(f"{name} must be a floating-point dtype or None, got {dtype}")
-    if dtype.itemsize > (16 if dtype.kind == "c" else 8) or jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(f"{name} must be a dtype that JAX is set up for, got {dtype}: enable jax_enable_x64 for it")
-    return dtype
 
 
 def _is_concrete(name: str, value: Any) -> bool:

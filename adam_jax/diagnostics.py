@@ -193,9 +193,7 @@ def watch_adam(
         1.00 0.10 1.00
     """
     _check(form, b1, b2, eps, eps_root, learning_rate, max_of)
-    for choice, second in ((mu_dtype, False), (nu_dtype, True)):
-        if not storage.is_function(choice):
-            storage.chosen(choice, "", second=second)
+    storage.check_choices(mu_dtype, nu_dtype)
     rooted = form != "square" or storage.is_compact(nu_dtype)
 
     def watch(state: Any, gradients: Any = None, params: Any = None, updates: Any = None) -> Diagnostics:
@@ -339,8 +337,7 @@ def _check_kept(name: str, choice: Kept, path: str, array: jax.Array) -> None:
     """Raise where a choice would not have made this array."""
     keep = storage.chosen(choice, path, second=name == "nu_dtype")
     wide = jnp.issubdtype(array.dtype, jnp.inexact) and jnp.finfo(array.dtype).bits >= 32
-    small = not isinstance(keep, Storage) or array.size < keep.smallest
-    if not (small and wide) and not (isinstance(keep, Storage) and array.dtype == keep.dtype):
+    if not (array.dtype == keep.dtype if isinstance(keep, Storage) and keep.holds(array) else wide):
         raise ValueError(
             f"{name} must be as given to the transform, got {choice}, but the state keeps {array.dtype} for the leaf at "
             f"{path or 'the root'}"

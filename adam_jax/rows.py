@@ -193,7 +193,7 @@ def row_adam(
 def _init(keeping: "_Keeping", table: jax.Array, *, ledger: bool) -> RowAdamState:
     _check_table(table)
     dtype = moments.accumulator_dtype(table.dtype)
-    mu, nu = (_zeros(keep, table) for keep in (keeping.mu, keeping.nu))
+    mu, nu = (storage.zeros(keep, table, dtype) for keep in (keeping.mu, keeping.nu))
     windows = isinstance(keeping.nu, Storage) and keeping.nu.window and nu.dtype == keeping.nu.dtype
     return RowAdamState(
         count=jnp.zeros([], jnp.int32),
@@ -204,13 +204,6 @@ def _init(keeping: "_Keeping", table: jax.Array, *, ledger: bool) -> RowAdamStat
         row_log_keep=jnp.zeros((len(table), 2), dtype) if ledger else None,
         row_window=storage.first_windows(keeping.nu, len(table), 1) if windows else None,
     )
-
-
-def _zeros(keep: Storage | np.dtype | None, table: jax.Array) -> jax.Array:
-    if isinstance(keep, Storage) and table.size >= keep.smallest:
-        return storage.zeros(keep, table)
-    wide = moments.accumulator_dtype(table.dtype)
-    return jnp.zeros_like(table, dtype=keep if isinstance(keep, np.dtype) else wide)
 
 
 # Moments as numbers, and as they are kept ---------------------------------------------------------------------------------
@@ -381,8 +374,6 @@ def _checked_dtype(name: str, choice: Kept) -> Storage | np.dtype | None:
     if storage.is_function(choice):
         raise TypeError(f"{name} must be a dtype or a Storage, got {choice!r}: a table is a single leaf")
     keep = storage.chosen(choice, "", second=name == "nu_dtype")
-    if isinstance(keep, np.dtype):
-        checks.floating_dtype(name, keep)
     return _in_bits(keep) if isinstance(keep, Storage) and keep.dtype in (jnp.bfloat16, jnp.float16) else keep
 
 

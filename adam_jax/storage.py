@@ -23,6 +23,7 @@ __all__ = [
     "KeptMoments",
     "Storage",
     "bfloat16",
+    "check_choices",
     "chosen",
     "first_windows",
     "has_windows",
@@ -65,6 +66,10 @@ class Storage:
     smallest: int = 0
     seed: int = 0
     window: Callable[[jax.Array, jax.Array, ArrayLike], jax.Array] | None = None
+
+    def holds(self, leaf: Any) -> bool:
+        """Whether a leaf is large enough to be kept so; others stay float32."""
+        return np.size(leaf) >= self.smallest
 
 
 def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
@@ -137,7 +142,7 @@ def chosen(choice: Any, path: str, *, second: bool) -> Storage | np.dtype | None
         A storage for bfloat16, int8 and float16; otherwise the dtype, or `None`.
 
     Raises:
-        ValueError: for a dtype that cannot hold the moment.
+        ValueError: for a dtype that cannot hold the moment, and for float64 where JAX is not set up for it.
 
     Example:
         >>> chosen(jnp.int8, "", second=False).relative
@@ -149,6 +154,7 @@ def chosen(choice: Any, path: str, *, second: bool) -> Storage | np.dtype | None
         return chosen(choice(path), path, second=second)
     if choice is None:
         return None
+    name, others = ("nu_dtype", "") if second else ("mu_dtype", "float16, ")
     try:
         dtype = np.dtype(choice)
     except TypeError:
@@ -158,12 +164,31 @@ def chosen(choice: Any, path: str, *, second: bool) -> Storage | np.dtype | None
     if dtype == jnp.bfloat16:
         return bfloat16()
     if dtype is not None and dtype in (np.float32, np.float64, np.complex64, np.complex128):
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise ValueError(f"{name} must be a dtype that JAX is set up for, got {dtype}: enable jax_enable_x64 for it")
         return dtype
     if dtype is not None and dtype == np.float16 and not second:
         return Storage(dtype, lambda r, bits: rounding.round_to(r, dtype, bits).astype(dtype), _widened, relative=True)
-    name, others = ("nu_dtype", "") if second else ("mu_dtype", "float16, ")
     allowed = f"float32, float64, bfloat16, {others}int8, a Storage, a function of the path or None"
     raise ValueError(f"{name} must be {allowed}, got {choice if dtype is None else dtype}")
+
+
+def check_choices(mu_choice: Any, nu_choice: Any) -> None:
+    """Find choices that no leaf can be kept by, before there are leaves; what a function chooses is seen when it is asked.
+
+    Args:
+        mu_choice: the argument `mu_dtype`, see `chosen`.
+        nu_choice: the argument `nu_dtype`.
+
+    Raises:
+        ValueError: as `chosen`.
+
+    Example:
+        >>> check_choices(jnp.int8, lambda path: jnp.int4)
+    """
+    for choice, second in ((mu_choice, False), (nu_choice, True)):
+        if not is_function(choice):
+            chosen(choice, "", second=second)
 
 
 def is_compact(choice: Any) -> bool:
@@ -355,20 +380,23 @@ def first_windows(choice: Any, leaves: int, moments: int) -> Any:
     return jnp.tile(jnp.array(codes.EVERY_OCTAVE, jnp.int32), (leaves, moments, 1)) if has_windows(choice) else ()
 
 
-def zeros(keep: Storage, leaf: Any) -> jax.Array:
-    """What a storage keeps of a moment of zeros.
+def zeros(keep: Storage | np.dtype | None, leaf: Any, wide: Any) -> jax.Array:
+    """What is kept of a moment of zeros.
 
     Args:
-        keep: the storage.
+        keep: a storage or a dtype, or `None`, see `chosen`.
         leaf: an array or `ShapeDtypeStruct`, for its shape and sharding.
+        wide: the dtype where none was chosen, and of leaves too small for the storage.
 
     Returns:
-        Same shape, `keep.dtype`.
+        An array of the leaf's shape.
 
     Example:
-        >>> print(zeros(int8_root(), jnp.ones(2)))
+        >>> print(zeros(int8_root(smallest=2), jnp.ones(2), jnp.float32))
         [-128 -128]
     """
+    if not isinstance(keep, Storage) or not keep.holds(leaf):
+        return jnp.zeros_like(leaf, dtype=keep if isinstance(keep, np.dtype) else wide)
     values = jnp.zeros_like(leaf, dtype=jnp.float32)
     window = () if keep.window is None else (jnp.array(codes.EVERY_OCTAVE, jnp.int32),)
     return keep.encode(values, jnp.zeros_like(leaf, dtype=jnp.uint32), *window).astype(keep.dtype)

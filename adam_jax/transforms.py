@@ -350,7 +350,7 @@ def _scale_by_moments(
     checks.decay("b1", b1)
     checks.decay("b2", b2)
     checks.at_least("eps", eps, 0.0)
-    mu_dtype, nu_dtype = _checked("mu_dtype", mu_dtype), _checked("nu_dtype", nu_dtype)
+    storage.check_choices(mu_dtype, nu_dtype)
     adaptive = 2 if state_type is ScaleByAmsgradState else 1
 
     def init_fn(params: Any) -> Any:
@@ -467,14 +467,6 @@ def _largest_of_infinity(k: _Scalars) -> ArrayLike:
     return jnp.where(bounded, b1_rate / jnp.where(bounded, room, 1.0), jnp.inf)
 
 
-def _checked(name: str, choice: Kept) -> Kept:
-    """The choice, once it is known to be one that can be honoured."""
-    keep = None if storage.is_function(choice) else storage.chosen(choice, "", second=name == "nu_dtype")
-    if isinstance(keep, np.dtype):
-        checks.floating_dtype(name, keep)
-    return choice
-
-
 def _is_zero(value: ArrayLike) -> bool:
     return isinstance(value, (int, float)) and value == 0
 
@@ -496,13 +488,10 @@ def _zeros(name: str, choice: Kept, path: str, leaf: Any) -> jax.Array:
     """What is kept of a moment of zero: float32 at least, or as chosen; of complex leaves `choice` is each part's dtype."""
     wide = moments.accumulator_dtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype)
     keep = storage.chosen(choice, path, second=name == "nu_dtype")
-    dtype = keep.dtype if isinstance(keep, Storage) else keep
     is_complex = jnp.issubdtype(wide, jnp.complexfloating)
-    if is_complex and dtype is not None and dtype not in (np.float32, np.float64, np.complex64, np.complex128):
-        raise ValueError(f"{name} must be float32 or float64 for the complex leaf at {path or 'the root'}, got {dtype}")
-    if dtype is None or (isinstance(keep, Storage) and np.size(leaf) < keep.smallest):
-        return jnp.zeros_like(leaf, dtype=wide)
-    if not isinstance(keep, Storage):
-        real = jnp.finfo(dtype).dtype
-        return jnp.zeros_like(leaf, dtype=jnp.promote_types(real, jnp.complex64) if is_complex else real)
-    return storage.zeros(keep, leaf)
+    if is_complex and isinstance(keep, Storage):
+        raise ValueError(f"{name} must be float32 or float64 for the complex leaf at {path or 'the root'}, got {keep.dtype}")
+    if isinstance(keep, np.dtype):
+        real = jnp.finfo(keep).dtype
+        keep = jnp.promote_types(real, jnp.complex64) if is_complex else real
+    return storage.zeros(keep, leaf, wide)
