@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import http.server
 import io
 import pickle
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -212,27 +214,51 @@ def test_what_is_not_there_is_said_with_what_was_tried(monkeypatch):
     assert "--data" in str(caught.value)
 
 
-class _Pooch:
-    """A network of one file."""
-
-    def __init__(self, content):
-        self.content = content
-
-    def __call__(self, url, output_file, pooch, check_only=False):
-        del url, pooch, check_only
-        with open(output_file, "wb") as file:
-            file.write(self.content)
+CONTENT = b"good content" * 10_000
+MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
-def test_a_download_with_a_wrong_checksum_is_refused_and_a_half_written_cache_is_fetched_again(tmp_path, monkeypatch):
-    pooch = pytest.importorskip("pooch")
+class _Site(http.server.BaseHTTPRequestHandler):
+    """A web site of three files."""
+
+    def do_GET(self):
+        if self.path not in ("/whole", "/other", "/cut"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write({"/whole": CONTENT, "/other": CONTENT[::-1], "/cut": CONTENT[:50_000]}[self.path])
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """The address of a real server; downloads go to `tmp_path`."""
+    pytest.importorskip("pooch")
     monkeypatch.setenv("ADAM_JAX_CACHE", str(tmp_path))
-    good = b"good content"
-    md5 = hashlib.md5(good).hexdigest()
-    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: _Pooch(b"bad content"))
-    with pytest.raises(DataError, match="could not be downloaded"):
-        data._fetch("https://example.invalid/", "file", md5)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Site) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("name", "said"), [("other", "MD5"), ("cut", "IncompleteRead"), ("absent", "404")])
+def test_a_download_that_fails_leaves_nothing_behind(site, tmp_path, name, said):
+    with pytest.raises(DataError, match=f"{name} could not be downloaded to .*{said}"):
+        data._fetch(site, name, MD5)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: _Pooch(good))
-    (tmp_path / "file").write_bytes(good[:4])
-    assert data._fetch("https://example.invalid/", "file", md5).read_bytes() == good
+
+
+@pytest.mark.usefixtures("site")
+def test_a_site_that_does_not_answer_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="could not be downloaded"):
+        data._fetch("http://127.0.0.1:1/", "whole", MD5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_is_kept_and_a_half_written_one_is_fetched_again(site, tmp_path):
+    assert data._fetch(site, "whole", MD5).read_bytes() == CONTENT
+    (tmp_path / "whole").write_bytes(CONTENT[:50_000])
+    assert data._fetch(site, "whole", MD5).read_bytes() == CONTENT
+    assert data._fetch("http://127.0.0.1:1/", "whole", MD5).read_bytes() == CONTENT  # from the cache: nobody is asked
