@@ -64,11 +64,11 @@ def average_params(decay: ArrayLike | optax.Schedule = 0.999) -> optax.GradientT
         weight = moments.running_weight(state.weight, rate, state.count)
         corrected = moments.corrected_rate(rate, weight)
 
-        def step(u: ArrayLike, a: jax.Array, p: ArrayLike) -> tuple[ArrayLike, jax.Array, ArrayLike]:
-            moved = (jnp.asarray(p) + u).astype(jnp.result_type(p)).astype(a.dtype)
+        def step(u: ArrayLike | None, a: jax.Array, p: ArrayLike) -> tuple[ArrayLike | None, jax.Array, ArrayLike]:
+            moved = (jnp.asarray(p) + (0 if u is None else u)).astype(jnp.result_type(p)).astype(a.dtype)
             return u, moments.average(a, moved, jnp.asarray(corrected, jnp.finfo(a.dtype).dtype)), p
 
-        updates, (average, _) = trees.map_updates(step, updates, [state.average, params])
+        updates, (average, _) = trees.map_updates(step, updates, [state.average, params], always=True)
         return updates, AverageParamsState(average, weight, optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -78,7 +78,8 @@ def averaged_params(state: Any, params: Any) -> Any:
     """The averaged params in a state, in the params' dtypes; the params themselves before the first step.
 
     Args:
-        state: an `AverageParamsState`, or any optimizer state with exactly one inside.
+        state: an `AverageParamsState`, or any optimizer state with exactly one inside. Of a `flax.nnx.Optimizer` it is
+            `nnx.as_pure(optimizer.opt_state)`; then give `nnx.as_pure(params)`, too.
         params: the current params.
 
     Returns:
@@ -99,8 +100,8 @@ def averaged_params(state: Any, params: Any) -> Any:
         )
     average, weight, _ = found[0]
     return jax.tree.map(
-        lambda a, p: p if a is None else jnp.where(weight > 0, a.astype(jnp.result_type(p)), p),
-        average, params, is_leaf=lambda leaf: leaf is None,
+        lambda a, p: p if not hasattr(a, "dtype") else jnp.where(weight > 0, a.astype(jnp.result_type(p)), p),
+        average, params, is_leaf=lambda leaf: leaf is None or isinstance(leaf, optax.MaskedNode),
     )  # fmt: skip
 
 

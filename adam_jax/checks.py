@@ -19,12 +19,12 @@ def at_least(name: str, value: Any, lowest: float) -> None:
 
     Args:
         name: the argument's name, for the message.
-        value: a number, array, tracer or schedule; only numbers are compared.
+        value: a number, array or tracer; only numbers are compared.
         lowest: the smallest value allowed.
 
     Raises:
         ValueError: if the number is too small, infinite or NaN.
-        TypeError: if it is no number, array or schedule at all.
+        TypeError: if it is no number or array.
 
     Example:
         >>> at_least("eps", -1e-8, 0.0)
@@ -32,6 +32,8 @@ def at_least(name: str, value: Any, lowest: float) -> None:
         ...
         ValueError: eps must be a finite number >= 0, got -1e-08
     """
+    if callable(value):
+        raise TypeError(f"{name} must be a number or an array, not a schedule, got {value!r}")
     if _is_concrete(name, value) and not np.all((value >= lowest) & np.isfinite(value)):
         raise ValueError(f"{name} must be a finite number >= {lowest:g}, got {value}")
 

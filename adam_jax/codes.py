@@ -12,6 +12,8 @@ to 0.31 near the largest, 7.42. So they need no scale, and a first moment follow
 m / s stays what it was.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,14 +171,22 @@ def _extremes(code: jax.Array) -> tuple[jax.Array, jax.Array]:
     One reduction of pairs: of two reductions XLA on CPU makes the second, which also subtracts, ten times slower.
     """
     pairs = (code, code - jnp.int8(1))  # zeros wrap to the highest
-    both = jax.lax.reduce(
+    top, bottom = jax.lax.reduce(
         pairs,
         (jnp.int8(-128), jnp.int8(127)),
         lambda a, b: (jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1])),
         tuple(range(code.ndim)),
     )
-    top, bottom = (extreme.astype(jnp.int32) for extreme in both)
-    return top + 127, bottom + 128
+    axes = _manual_axes(code)
+    if axes:  # inside `shard_map` too, a window is that of the whole leaf
+        top, bottom = jax.lax.pmax(top, axes), jax.lax.pmin(bottom, axes)
+    return top.astype(jnp.int32) + 127, bottom.astype(jnp.int32) + 128
+
+
+def _manual_axes(x: jax.Array) -> tuple[str, ...]:
+    """The mesh axes along which a shard inside `shard_map` differs from others; none where `check_vma=False` hides them."""
+    kind: Any = jax.typeof(x)
+    return tuple(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)  # jax 0.8 to 0.9: vma
 
 
 def within(mu: jax.Array, size: jax.Array, ratio: ArrayLike) -> jax.Array:

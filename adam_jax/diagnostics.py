@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from adam_jax import checks, moments, storage, trees
 from adam_jax.faults import SkipNonfiniteState
 from adam_jax.leafsums import SNR_EDGES, Sums, ToSteps, add, leaf_sums
-from adam_jax.storage import KeptMoments, Storage
+from adam_jax.storage import KeptMoments
 from adam_jax.transforms import Decay, Kept, ScaleByAdamState, ScaleByAmsgradState
 
 __all__ = ["SNR_EDGES", "SNR_LEVELS", "Diagnostics", "Leaves", "Measurements", "watch_adam"]
@@ -263,7 +263,7 @@ def _geometric(first: ArrayLike, ratio: jax.Array) -> jax.Array:
 def _find(state: Any, where: str | None) -> Any:
     """The state of the one Adam in `state` whose path contains `where`."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_adam)
-    found = {jax.tree_util.keystr(path): node for path, node in flat if _is_adam(node)}
+    found = {trees.path_of(path): node for path, node in flat if _is_adam(node)}
     chosen = {path: node for path, node in found.items() if where is None or where in path}
     if len(chosen) == 1:
         return next(iter(chosen.values()))
@@ -323,30 +323,14 @@ def _leaves(node: Any, mu_dtype: Kept, nu_dtype: Kept) -> list[KeptMoments]:
         raise ValueError("the Adam in state must have trained at least one leaf, got none")
     if from_optax:  # the numbers themselves, in whatever dtype
         return [KeptMoments(mu, tuple(nus), None, (None, None), path) for path, mu, *nus in rows]
-    kept = [
+    return [
         storage.kept_moments(mu_dtype, nu_dtype, path, mu, nus, node.nu_window, i) for i, (path, mu, *nus) in enumerate(rows)
     ]
-    for leaf in kept:
-        _check_kept("mu_dtype", mu_dtype, leaf.path, leaf.mu)
-        for nu in leaf.nus:
-            _check_kept("nu_dtype", nu_dtype, leaf.path, nu)
-    return kept
-
-
-def _check_kept(name: str, choice: Kept, path: str, array: jax.Array) -> None:
-    """Raise where a choice would not have made this array."""
-    keep = storage.chosen(choice, path, second=name == "nu_dtype")
-    wide = jnp.issubdtype(array.dtype, jnp.inexact) and jnp.finfo(array.dtype).bits >= 32
-    if not (array.dtype == keep.dtype if isinstance(keep, Storage) and keep.holds(array) else wide):
-        raise ValueError(
-            f"{name} must be as given to the transform, got {choice}, but the state keeps {array.dtype} for the leaf at "
-            f"{path or 'the root'}"
-        )
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in flat}
+    return {trees.path_of(path): leaf for path, leaf in flat}
 
 
 def _lookup(tree: dict[str, Any], kept: KeptMoments) -> jax.Array:

@@ -32,15 +32,16 @@ def skip_nonfinite(
 ) -> optax.GradientTransformationExtraArgs:
     """Leave out every step whose gradients hold a NaN or an infinity, as if it had not been, bit for bit.
 
-    On such a step the update is zero and nothing inside moves: no moment, no count, no schedule, no average. The choice is
-    made on the device, and the state is not copied for it.
+    On such a step the update is -0.0, which changes no weight, and nothing inside moves: no moment, no count, no schedule,
+    no average. The choice is made on the device, and the state is not copied for it.
 
     Args:
         tx: any Optax transformation; usually the whole chain.
         max_consecutive: how many steps in a row may be skipped before the state says `stuck`. Skipping goes on; the host can
             read `stuck`, or call `raise_if_stuck`, when it suits. `None`: never.
-        per_leaf: decide for each leaf of the params alone. Then `tx` runs once for each leaf, with a state of its own, and a
-            norm over "all" gradients is a norm over one leaf. (`optax.tree_utils.tree_map_params` does not see through it.)
+        per_leaf: decide for each leaf of the params alone. Then `tx` runs once for each leaf, on a tree that has `None` in
+            place of the others, with a state of its own: a norm over "all" gradients is a norm over one leaf.
+            (`optax.tree_utils.tree_map_params` does not see through it.)
 
     Returns:
         A transformation with state `SkipNonfiniteState`.
@@ -53,15 +54,15 @@ def skip_nonfinite(
         >>> params = {"w": jnp.zeros(2)}
         >>> updates, state = tx.update({"w": jnp.array([1.0, jnp.nan])}, tx.init(params), params)
         >>> print(updates["w"], state.total, state.stuck)
-        [0. 0.] 1 False
+        [-0. -0.] 1 False
     """
     if max_consecutive is not None and max_consecutive < 1:
         raise ValueError(f"max_consecutive must be None or at least 1, got {max_consecutive}")
     inner = optax.with_extra_args_support(tx)
 
     def init_one(params: Any) -> SkipNonfiniteState:
-        zero = jnp.zeros([], jnp.int32)
-        return SkipNonfiniteState(inner.init(params), zero, zero, jnp.zeros([], bool))
+        consecutive, total = (jnp.zeros([], jnp.int32) for _ in range(2))  # two arrays, since each may be donated
+        return SkipNonfiniteState(inner.init(params), consecutive, total, jnp.zeros([], bool))
 
     def update_one(updates: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, SkipNonfiniteState]:
         good = _all_finite(updates)
@@ -71,7 +72,7 @@ def skip_nonfinite(
             return new_updates, jax.tree.map(_as_before, new_inner, state.inner_state)
 
         def skip() -> tuple[Any, Any]:
-            return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), jax.eval_shape(take)[0]), state.inner_state
+            return jax.tree.map(lambda u: jnp.full_like(u, -0.0), jax.eval_shape(take)[0]), state.inner_state
 
         new_updates, new_inner = jax.lax.cond(good, take, skip)
         consecutive = jnp.where(good, 0, optax.safe_increment(state.consecutive))
@@ -80,17 +81,17 @@ def skip_nonfinite(
         return new_updates, SkipNonfiniteState(new_inner, consecutive, total, stuck)
 
     def init_each(params: Any) -> SkipNonfiniteState:
-        states = [init_one(leaf) for leaf in jax.tree.leaves(params)]
-        return _transpose(states)
+        return _transpose([init_one(tree) for tree in _one_by_one(params)])
 
     def update_each(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, SkipNonfiniteState]:
-        flat, treedef = jax.tree.flatten(updates)
-        if len(flat) != len(state.total):
-            raise ValueError(f"the gradients have {len(flat)} leaves, but the params given to init {len(state.total)}")
-        flat_params = [None] * len(flat) if params is None else treedef.flatten_up_to(params)
+        alone = _one_by_one(updates)
+        if len(alone) != len(state.total):
+            raise ValueError(f"the gradients have {len(alone)} leaves, but the params given to init {len(state.total)}")
+        params_alone = [None] * len(alone) if params is None else _one_by_one(params)
         states = [SkipNonfiniteState(*fields) for fields in zip(*state, strict=True)]
-        pairs = [update_one(*one, **extra_args) for one in zip(flat, states, flat_params, strict=True)]
-        return jax.tree.unflatten(treedef, [u for u, _ in pairs]), _transpose([s for _, s in pairs])
+        pairs = [update_one(*one, **extra_args) for one in zip(alone, states, params_alone, strict=True)]
+        leaves = [trees.leaves(tree)[i] for i, (tree, _) in enumerate(pairs)]
+        return jax.tree.unflatten(trees.structure(updates), leaves), _transpose([s for _, s in pairs])
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, SkipNonfiniteState]:
         return update_one(updates, state, params, **extra_args)
@@ -137,6 +138,15 @@ def _all_finite(updates: Any) -> jax.Array:
 def _as_before(new: jax.Array, old: jax.Array) -> jax.Array:
     """A new state's array in the dtype it had at init; some of Optax's transformations let it drift."""
     return new if jnp.result_type(new) == jnp.result_type(old) else new.astype(old.dtype)
+
+
+def _one_by_one(tree: Any) -> list[Any]:
+    """For each leaf, the tree with `None` in place of all others."""
+    leaves, structure = trees.leaves(tree), trees.structure(tree)
+    return [
+        jax.tree.unflatten(structure, [leaf if i == kept else None for i, leaf in enumerate(leaves)])
+        for kept in range(len(leaves))
+    ]
 
 
 def _transpose(states: list[SkipNonfiniteState]) -> SkipNonfiniteState:

@@ -238,7 +238,8 @@ def _reduce(coordinates: _Coordinates, axes: int) -> Sums:
     shape = coordinates.snr.shape
     at = len(shape) - axes - 1
     measured = {i: x for i, x in enumerate(coordinates.floats) if x is not None}
-    rows, row = len(measured), jax.lax.broadcasted_iota(jnp.int32, shape, at)
+    rows = len(measured)
+    row = jnp.zeros_like(coordinates.snr, dtype=jnp.int32) + jnp.arange(rows).reshape(rows, *[1] * axes)  # sharded as those
 
     def of_row(choices: Sequence[jax.Array]) -> jax.Array:
         chosen = jnp.zeros_like(choices[0])

@@ -127,11 +127,17 @@ class Recorder:
             step: the number of the step.
             diagnostics: what `watch_adam` returned.
             scalars: more numbers to write beside them, such as the loss; the same at every step.
+
+        Raises:
+            ValueError: for other scalars than at the first step.
         """
         if not self.due(step):
             return
         more = {name: float(value) for name, value in scalars.items()}
         row = {"step": step, **more, **record(diagnostics, leaves=self.leaves)}
+        if self.rows and row.keys() != self.rows[0].keys():
+            changed = sorted(row.keys() ^ self.rows[0].keys())
+            raise ValueError(f"scalars must be the same at every step, got {changed} at some only")
         self.rows.append(row)
         if self._csv:
             with self._csv.open("a", newline="") as file:

@@ -153,6 +153,7 @@ def row_adam(
         return _init(keeping, table, ledger=exact and settings.decays())
 
     def gather(table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, jax.Array, RowAdamState]:
+        table, state = _checked(table, state)
         flat = _checked_ids(table, ids)
         found = _take(keeping, table, state, flat)
         if exact:
@@ -166,6 +167,7 @@ def row_adam(
     def update(
         table: jax.Array, state: RowAdamState, ids: jax.Array, row_grads: jax.Array
     ) -> tuple[jax.Array, RowAdamState]:
+        table, state = _checked(table, state)
         gradients = _checked_gradients(table, ids, row_grads)
         flat = _checked_ids(table, ids)
         rows = _take(keeping, table, state, flat)
@@ -176,7 +178,7 @@ def row_adam(
         return _put(keeping, table, state, unique, _stepped(settings, rows, sums, state), unique=True)
 
     def flush(table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
-        _check_table(table)
+        table, state = _checked(table, state)
 
         def catch_up(i: jax.Array, carry: tuple[jax.Array, RowAdamState]) -> tuple[jax.Array, RowAdamState]:
             table, state = carry
@@ -389,14 +391,21 @@ def _in_bits(keep: Storage) -> Storage:
     return dataclasses.replace(keep, dtype=jnp.dtype(jnp.uint16), encode=encode, decode=decode)
 
 
-def _check_table(table: jax.Array) -> None:
-    if jnp.ndim(table) != 2 or 0 in table.shape or not jnp.issubdtype(jnp.result_type(table), jnp.floating):
+def _check_table(table: ArrayLike) -> None:
+    if jnp.ndim(table) != 2 or 0 in jnp.shape(table) or not jnp.issubdtype(jnp.result_type(table), jnp.floating):
         raise ValueError(f"table must be real, of shape (N, D), got {jnp.result_type(table)}{list(jnp.shape(table))}")
+
+
+def _checked(table: ArrayLike, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
+    """Both as arrays of JAX, once they are known to belong together."""
+    _check_table(table)
+    if jnp.shape(state.mu) != jnp.shape(table):
+        raise ValueError(f"state must be that of a table of shape {list(jnp.shape(table))}, got {list(jnp.shape(state.mu))}")
+    return jax.tree.map(jnp.asarray, (table, state))
 
 
 def _checked_ids(table: jax.Array, ids: ArrayLike) -> jax.Array:
     """The ids flat, with the table's height for every one that names no row."""
-    _check_table(table)
     ids = jnp.asarray(ids)
     if ids.size == 0:
         return jnp.zeros(0, jnp.int32)

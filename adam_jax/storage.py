@@ -350,7 +350,10 @@ def kept_moments(
         number: of the leaf.
 
     Returns:
-        An array whose dtype is not that of its storage (a small leaf) is taken to be the values themselves.
+        The moments; those of a leaf too small for its storage are the values themselves.
+
+    Raises:
+        ValueError: for an array that these choices do not make.
 
     Example:
         >>> kept = kept_moments(jnp.int8, None, "", jnp.array([80], jnp.int8), [jnp.array([2.0])], (), 0)
@@ -359,6 +362,9 @@ def kept_moments(
     """
     choices = ((mu_choice, mu), *((nu_choice, nu) for nu in nus))
     storages = tuple(_storage_of(choice, path, kept, second=i > 0) for i, (choice, kept) in enumerate(choices))
+    if has_windows(nu_choice) != (len(windows) > 0):
+        held = "windows" if len(windows) else "no windows"
+        raise ValueError(f"nu_dtype must be as it was at init, got {nu_choice}, but the state keeps {held} in nu_window")
     return KeptMoments(mu, tuple(nus), windows[number] if len(windows) else None, storages, path)
 
 
@@ -441,8 +447,18 @@ def state_bytes(tx: Any, params: Any) -> int:
 
 
 def _storage_of(choice: Any, path: str, kept: jax.Array, *, second: bool) -> Storage | None:
+    """The storage of an array, or None for values themselves; an error for an array that the choice does not make."""
     keep = chosen(choice, path, second=second)
-    return keep if isinstance(keep, Storage) and keep.dtype == kept.dtype else None
+    if isinstance(keep, Storage) and keep.dtype == kept.dtype:
+        return keep  # of whatever size: this may be a shard
+    small = not isinstance(keep, Storage) or not keep.holds(kept)
+    if small and jnp.issubdtype(kept.dtype, jnp.inexact) and jnp.finfo(kept.dtype).bits >= 32:
+        return None
+    name = "nu_dtype" if second else "mu_dtype"
+    raise ValueError(
+        f"{name} must be as it was at init, got {choice}, but the state keeps {kept.dtype} for the leaf at "
+        f"{path or 'the root'}"
+    )
 
 
 def _widened(kept: jax.Array) -> jax.Array:

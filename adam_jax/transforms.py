@@ -439,7 +439,7 @@ def _places(mu: Any) -> Any:
     numbers = itertools.count()
 
     def place(path: Any, m: Leaf) -> _Place:
-        return _Place(jax.tree_util.keystr(path), next(numbers), jnp.shape(m), moments.accumulator_dtype(m.dtype))
+        return _Place(trees.path_of(path), next(numbers), jnp.shape(m), moments.accumulator_dtype(m.dtype))
 
     return jax.tree_util.tree_map_with_path(place, mu)
 
@@ -486,7 +486,8 @@ def _root_of(nu: Leaf, eps_root: ArrayLike, *, rooted: bool, plain: bool) -> Lea
 
 def _zeros(name: str, choice: Kept, path: str, leaf: Any) -> jax.Array:
     """What is kept of a moment of zero: float32 at least, or as chosen; of complex leaves `choice` is each part's dtype."""
-    wide = moments.accumulator_dtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    wide = moments.accumulator_dtype(jax.dtypes.canonicalize_dtype(dtype))
     keep = storage.chosen(choice, path, second=name == "nu_dtype")
     is_complex = jnp.issubdtype(wide, jnp.complexfloating)
     if is_complex and isinstance(keep, Storage):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Unchanged", "is_trained", "label_by_path", "map_params", "map_updates"]
+__all__ = ["Unchanged", "is_trained", "label_by_path", "leaves", "map_params", "map_updates", "path_of", "structure"]
 
 
 @jax.tree_util.register_static
@@ -55,6 +55,64 @@ def is_trained(leaf: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
+def path_of(keys: Sequence[Any], *, separator: str | None = None) -> str:
+    """The path of a leaf as text, the same whether the leaf is an array or a variable of `flax.nnx` that holds one.
+
+    `nnx.Optimizer` calls `init` with variables, which are nodes with their array at `.value`, and `update` with arrays.
+
+    Args:
+        keys: of the leaf, from `jax.tree_util`.
+        separator: between plain keys, as in "encoder/0/w"; None for "['encoder'][0]['w']".
+
+    Returns:
+        The path; "" for the root.
+
+    Example:
+        >>> tree = {"a": [1]}
+        >>> [(keys, _)] = jax.tree_util.tree_leaves_with_path(tree)
+        >>> path_of(keys), path_of(keys, separator="/")
+        ("['a'][0]", 'a/0')
+    """
+    keys = tuple(keys)
+    if keys[-1:] == (jax.tree_util.GetAttrKey("value"),):
+        keys = keys[:-1]
+    if separator is None:
+        return jax.tree_util.keystr(keys)
+    return jax.tree_util.keystr(keys, simple=True, separator=separator)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of a tree, `None` and `Unchanged` among them.
+
+    Args:
+        tree: any tree.
+
+    Returns:
+        As many as `structure(tree)` has.
+
+    Example:
+        >>> leaves({"a": 1, "b": None})
+        [1, None]
+    """
+    return jax.tree.leaves(tree, is_leaf=_is_leaf)
+
+
+def structure(tree: Any) -> Any:
+    """The structure of a tree in which `None` and `Unchanged` are leaves.
+
+    Args:
+        tree: any tree.
+
+    Returns:
+        A `PyTreeDef`.
+
+    Example:
+        >>> structure({"a": 1, "b": None}) == structure({"a": None, "b": 2})
+        True
+    """
+    return jax.tree.structure(tree, is_leaf=_is_leaf)
+
+
 def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], Any]:
     """A function from a tree to labels for its leaves, chosen by path: for `optax.partition`, and for masks.
 
@@ -84,7 +142,7 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
 
     def label(tree: Any) -> Any:
         with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_paths]
+        paths = [path_of(keys, separator="/") for keys, _ in with_paths]
         for expression in expressions:
             if not any(expression.search(path) for path in paths):
                 raise ValueError(f"labels must find a leaf each, got {expression.pattern!r}, but the paths are {paths}")
@@ -114,7 +172,7 @@ def map_params(function: Callable[[str, Any], Any], params: Any) -> Any:
 
 
 def map_updates(
-    function: Callable[..., tuple], updates: Any, trees: Sequence[Any], params: Any = None
+    function: Callable[..., tuple], updates: Any, trees: Sequence[Any], params: Any = None, *, always: bool = False
 ) -> tuple[Any, tuple[Any, ...]]:
     """Map `function(update, *leaves) -> (update, *leaves)` over the trained leaves.
 
@@ -126,6 +184,7 @@ def map_updates(
         updates: tree of gradients or updates.
         trees: state trees made by `map_params` of params like `updates`.
         params: the params, if at hand: they give the dtype of leaves that are not trained.
+        always: call the function where the update is `None`, too.
 
     Returns:
         The new updates, and a tuple of the new trees.
@@ -147,7 +206,7 @@ def map_updates(
         if not is_trained(row[0]):
             rows.append((_untrained(path, g, p), *row))
         elif g is None:
-            rows.append((None, *row))
+            rows.append(function(g, *row) if always else (None, *row))
         else:
             _check_gradient(path, g, row[0])
             rows.append(function(g, *row))
@@ -156,10 +215,12 @@ def map_updates(
 
 
 def _flatten(tree: Any) -> tuple[list[str], list[Any], Any]:
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda leaf: leaf is None or isinstance(leaf, Unchanged)
-    )
-    return [jax.tree_util.keystr(path) for path, _ in with_paths], [leaf for _, leaf in with_paths], treedef
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_leaf)
+    return [path_of(keys) for keys, _ in with_paths], [leaf for _, leaf in with_paths], treedef
+
+
+def _is_leaf(node: Any) -> bool:
+    return node is None or isinstance(node, Unchanged)
 
 
 def _matching(tree: Any, updates: Any) -> list[Any]:

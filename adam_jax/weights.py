@@ -18,7 +18,8 @@ was; above 1e38 the difference can overflow.)
 Nothing may come between these transformations and `optax.apply_updates`: an update that is scaled, clipped or rounded after
 them no longer leads to the weight they chose. Where it can be seen, in a state, that is an error (`master_params`,
 `set_master_params`); from inside a chain that ends in, say, `optax.scale` after `stochastic_rounding` it cannot be.
-`in_float32` leaves no room for it.
+`in_float32` leaves no room for it. `optax.apply_updates` is meant, not Equinox's function of that name, which adds without
+casting and would turn the weights to float32.
 """
 
 from typing import Any, NamedTuple
@@ -164,8 +165,7 @@ def master_residual(bits: int = 16, *, seed: ArrayLike = 0) -> optax.GradientTra
         del extra_args
 
         def step(u: ArrayLike, p: Any, residual: Any, path: str) -> tuple[Any, Any, Any, str]:
-            if _is_split(path, p) != (residual is not None):
-                raise ValueError(f"the param at {path or 'the root'} is {p.dtype}, but was not at init: cast before init")
+            _check_as_at_init(path, p, split=residual is not None)
             if residual is None:
                 return u, p, None, path
             master = rounding.join(p, residual) + jnp.asarray(u, jnp.float32)
@@ -238,7 +238,8 @@ def master_params(state: Any, params: Any) -> Any:
     """The float32 weights that are being trained: the params and what a `master_residual` kept of them.
 
     Args:
-        state: a `MasterResidualState`, or any optimizer state with exactly one inside.
+        state: a `MasterResidualState`, or any optimizer state with exactly one inside. Of a `flax.nnx.Optimizer` it is
+            `nnx.as_pure(optimizer.opt_state)`; then give `nnx.as_pure(params)`, too.
         params: the current params.
 
     Returns:
@@ -284,7 +285,7 @@ def set_master_params(state: Any, masters: Any) -> tuple[Any, Any]:
             return master, residual
         if np.shape(master) != residual.shape or jnp.result_type(master) != jnp.float32:
             raise ValueError(
-                f"masters must be float32 of shape {residual.shape} at {jax.tree_util.keystr(path) or 'the root'}, got "
+                f"masters must be float32 of shape {residual.shape} at {trees.path_of(path) or 'the root'}, got "
                 f"{jnp.result_type(master)} of shape {np.shape(master)}"
             )
         bits, master = jnp.iinfo(residual.dtype).bits, jnp.asarray(master)
@@ -316,10 +317,13 @@ def _wide(x: Any) -> Any:
 
 
 def _joined(state: MasterResidualState, params: Any) -> Any:
-    def join(residual: Any, p: Any) -> Any:
-        return rounding.join(jnp.asarray(p), residual) if hasattr(residual, "dtype") else p
+    def join(keys: Any, residual: Any, p: Any) -> Any:
+        if not hasattr(residual, "dtype"):
+            return p
+        _check_as_at_init(trees.path_of(keys), p, split=True)
+        return rounding.join(jnp.asarray(p), residual)
 
-    return jax.tree.map(join, state.residual, _given(params), is_leaf=_has_no_residual)
+    return jax.tree_util.tree_map_with_path(join, state.residual, _given(params), is_leaf=_has_no_residual)
 
 
 def _is_narrow(path: str, leaf: Any, name: str, allowed: tuple = (jnp.bfloat16, jnp.float16)) -> bool:
@@ -335,6 +339,14 @@ def _is_narrow(path: str, leaf: Any, name: str, allowed: tuple = (jnp.bfloat16, 
 
 def _is_split(path: str, leaf: Any) -> bool:
     return _is_narrow(path, leaf, "master_residual", (jnp.bfloat16,))
+
+
+def _check_as_at_init(path: str, p: Any, *, split: bool) -> None:
+    if _is_split(path, p) != split:
+        raise ValueError(
+            f"the param at {path or 'the root'} is {p.dtype}, but was not at init: cast before init, and apply updates with "
+            "optax.apply_updates"
+        )
 
 
 def _paths(params: Any) -> Any:

@@ -50,6 +50,25 @@ def test_low_precision_params_are_averaged_in_float32():
     np.testing.assert_array_equal(state[1].average, 1.0)
 
 
+def test_a_leaf_without_an_update_counts_as_it_is():
+    tx = optax.chain(adam_jax.adam(0.1), adam_jax.average_params(0.5))
+    params = {"w": jnp.ones(1), "frozen": jnp.full(1, 5.0)}
+    updates, state = tx.update({"w": jnp.ones(1), "frozen": None}, tx.init(params), params)
+    assert updates["frozen"] is None
+    average = adam_jax.averaged_params(state, params)
+    np.testing.assert_allclose([average["w"][0], average["frozen"][0]], [0.9, 5.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("mask", [{"a": True, "rest": False}, {"a": True, "rest": {"b": False, "c": True}}])
+def test_masked_leaves_are_the_params_own(mask):
+    tx = optax.masked(optax.chain(optax.sgd(0.5), adam_jax.average_params(0.5)), mask)
+    params = {"a": jnp.ones(1), "rest": {"b": jnp.ones(1), "c": jnp.ones(1)}}
+    _, state = tx.update(params, tx.init(params), params)
+    average = adam_jax.averaged_params(state, params)
+    assert average["a"] == 0.5
+    assert average["rest"]["b"] == 1.0
+
+
 def test_a_state_without_an_average_or_with_two_is_an_error():
     params = jnp.ones(1)
     two = optax.chain(adam_jax.average_params(), adam_jax.average_params())

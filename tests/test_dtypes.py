@@ -39,6 +39,14 @@ def test_state_dtypes_are_fixed_at_init_for_every_mix(name: str):
         assert {leaf.dtype for leaf in jax.tree.leaves(state)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_float64_arrays_of_numpy_are_taken_as_float32(name: str):
+    tx = CASES[name].make()
+    state = tx.init({"w": np.ones(2)})  # with a warning, that would be an error here
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+    tx.update({"w": np.ones(2)}, state, {"w": np.ones(2)})
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_float64_stays_float64(name: str):

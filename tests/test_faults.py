@@ -62,6 +62,35 @@ def test_each_leaf_may_be_skipped_alone(bad: float):
         tx.update({"a": jnp.ones(4)}, state, None)
 
 
+def test_leaves_alone_keep_their_paths():
+    tx = adam_jax.skip_nonfinite(
+        adam_jax.adam(0.1, nu_dtype=lambda path: jnp.bfloat16 if "a" in path else None), per_leaf=True
+    )
+    params = {"a": jnp.ones(2), "f": jnp.tanh, "n": None, "b": jnp.ones(2)}
+    state = tx.init(params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves([s.nu for s, *_ in state.inner_state])} == {"bfloat16", "float32"}
+    updates, _ = tx.update({"a": jnp.ones(2), "f": None, "n": None, "b": jnp.full(2, jnp.nan)}, state, params)
+    assert updates["f"] is updates["n"] is None
+    np.testing.assert_allclose(updates["a"], -0.1, rtol=1e-2)
+    np.testing.assert_array_equal(updates["b"], 0)
+
+
+@pytest.mark.parametrize("per_leaf", [False, True])
+def test_its_state_can_be_donated(per_leaf: bool):
+    tx = adam_jax.skip_nonfinite(adam_jax.adam(0.1), per_leaf=per_leaf)
+    step = jax.jit(tx.update, donate_argnums=1)
+    _, state = step(_gradients(0), tx.init(PARAMS), PARAMS)
+    step(_gradients(1), state, PARAMS)
+
+
+def test_a_skipped_step_changes_no_bit_of_a_weight():
+    tx = adam_jax.skip_nonfinite(adam_jax.adam(0.1))
+    params = jnp.array([-0.0, 0.0, 1.0])
+    updates, _ = jax.jit(tx.update)(jnp.full(3, jnp.inf), tx.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(np.asarray(moved).view(np.int32), np.asarray(params).view(np.int32))
+
+
 def test_the_host_can_read_that_it_is_stuck():
     tx = adam_jax.skip_nonfinite(adam_jax.adam(0.1), max_consecutive=2)
     update, state, stuck = jax.jit(tx.update), tx.init(PARAMS), []

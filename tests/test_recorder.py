@@ -87,6 +87,10 @@ def test_the_figure_draws_the_history(history, steps):
 def test_what_cannot_be_written_or_drawn_is_refused(tmp_path, steps, monkeypatch):
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         Recorder(every=0)
+    recorder = Recorder(every=1)
+    recorder(0, steps[0])
+    with pytest.raises(ValueError, match=r"scalars must be the same at every step, got \['loss'\] at some only"):
+        recorder(1, steps[0], loss=1.0)
     (tmp_path / "there.csv").write_text("mine")
     for name in ("csv", "parquet"):
         with pytest.raises(FileExistsError, match=r"there\.csv"):

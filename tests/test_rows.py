@@ -397,6 +397,17 @@ def test_settings_that_cannot_be_honoured_are_refused(settings, error, message):
         adam_jax.row_adam(**settings)
 
 
+def test_arrays_of_numpy_are_taken_outside_of_jit():
+    tx = adam_jax.row_adam(0.1)
+    table = np.ones((4, 2), np.float32)
+    state = jax.tree.map(np.asarray, tx.init(table))
+    rows, table, state = tx.gather(table, state, np.array([1]))
+    table, state = tx.update(table, state, np.array([1]), np.ones((1, 2), np.float32))
+    table, _ = tx.flush(np.asarray(table), jax.tree.map(np.asarray, state))
+    np.testing.assert_allclose(table[:2, 0], [1.0, 0.9], rtol=1e-6)
+    np.testing.assert_array_equal(rows, 1.0)
+
+
 def test_tables_ids_and_gradients_that_do_not_fit_are_refused():
     tx = adam_jax.row_adam()
     table = jnp.zeros((4, 2))
@@ -405,6 +416,8 @@ def test_tables_ids_and_gradients_that_do_not_fit_are_refused():
         tx.init(jnp.zeros(4))
     with pytest.raises(ValueError, match="table must be real"):
         tx.init(jnp.zeros((4, 2), jnp.complex64))
+    with pytest.raises(ValueError, match=r"state must be that of a table of shape \[9, 2\], got \[4, 2\]"):
+        tx.gather(jnp.zeros((9, 2)), state, jnp.array([1]))
     with pytest.raises(TypeError, match="ids must be integers, got float32"):
         tx.gather(table, state, jnp.array([1.0]))
     with pytest.raises(TypeError, match="ids must be integers, got bool"):

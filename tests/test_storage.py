@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
@@ -256,6 +257,74 @@ def test_the_bits_do_not_depend_on_the_sharding(dtypes, spec):
     eight = train(jax.device_put(params, sharding), jax.device_put(gradients, everywhere))
     assert len(eight[1][0].mu.sharding.device_set) == 8
     jax.tree.map(np.testing.assert_array_equal, eight, one)
+
+
+@BOTH
+def test_shards_of_shard_map_share_a_window(dtypes):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    tx = adam_jax.scale_by_adam(**dtypes)
+    gradients = jnp.repeat(10.0 ** -jnp.arange(8), 8)[:, None] * jnp.ones((64, 128))  # each shard has its own magnitude
+    state = tx.init(gradients)
+    of_state = jax.tree.map(lambda leaf: PartitionSpec("x") if leaf.ndim == 2 else PartitionSpec(), state)
+    in_specs, out_specs = (PartitionSpec("x"), of_state), (PartitionSpec("x"), of_state)
+    over = jax.jit(jax.shard_map(tx.update, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+    for _ in range(20):
+        _, state = over(gradients, state)
+    updates = expected = gradients
+    there = here = state
+    for _ in range(30):  # the gradients turn round
+        updates, there = over(-gradients, there)
+        expected, here = jax.jit(tx.update)(-gradients, here)
+    # both read the same codes; their draws differ, because a shard counts its own elements
+    np.testing.assert_allclose(updates.mean(1), expected.mean(1), atol=0.03)
+    np.testing.assert_array_equal(there.nu_window, here.nu_window)
+
+
+CHOICES = [{}, {"mu_dtype": jnp.bfloat16}, {"nu_dtype": jnp.bfloat16}, {"mu_dtype": jnp.int8}, {"nu_dtype": jnp.int8}]
+
+
+@pytest.mark.parametrize("after", CHOICES, ids=str)
+@pytest.mark.parametrize("before", CHOICES, ids=str)
+def test_a_state_kept_otherwise_is_refused(before, after):
+    """Codes read as numbers, or roots as squares, would be steps of any size."""
+    params = jnp.ones(8192)
+    state = adam_jax.scale_by_adam(**before).init(params)
+    update = jax.jit(adam_jax.scale_by_adam(**after).update)
+    if before == after:
+        update(params, state)
+        return
+    with pytest.raises(ValueError, match="_dtype must be as it was at init, got"):
+        update(params, state)
+
+
+def test_windows_tell_when_small_leaves_were_kept_otherwise():
+    params = jnp.ones(2)
+    state = adam_jax.scale_by_adam().init(params)
+    with pytest.raises(
+        ValueError, match=r"nu_dtype must be as it was at init, got .*int8.*, but the state keeps no windows"
+    ):
+        adam_jax.scale_by_adam(nu_dtype=jnp.int8).update(params, state)
+
+
+def test_variables_of_flax_nnx_have_the_paths_of_their_arrays():
+    """`nnx.Optimizer` gives `init` variables and `update` arrays."""
+    model = nnx.Linear(64, 128, rngs=nnx.Rngs(0))
+    paths = set()
+
+    def choose(path: str) -> Any:
+        paths.add(path)
+        return jnp.int8 if path == "['kernel']" else None
+
+    optimizer = nnx.Optimizer(model, adam_jax.adam(1e-2, nu_dtype=choose), wrt=nnx.Param)
+    losses = []
+    for _ in range(20):
+        loss, gradients = nnx.value_and_grad(lambda model: (model(jnp.ones((2, 64))) ** 2).mean())(model)
+        optimizer.update(model, gradients)
+        losses.append(loss)
+    assert paths == {"['kernel']", "['bias']"}
+    assert losses[-1] < 0.5 * losses[0]
+    labels = adam_jax.label_by_path({"^bias$": "slow"}, "fast")(nnx.state(model, nnx.Param))
+    assert sorted(jax.tree.leaves(labels)) == ["fast", "slow"]
 
 
 @BOTH

@@ -245,5 +245,7 @@ def test_a_bad_setting_names_the_argument_the_constraint_and_the_value(build, me
 
 
 def test_a_setting_that_is_no_number_is_a_type_error():
+    with pytest.raises(TypeError, match="eps must be a number or an array, not a schedule, got"):
+        adam_jax.scale_by_adam(eps=optax.constant_schedule(1e-8))
     with pytest.raises(TypeError, match="b1 must be a number, an array or a schedule, got 'fast'"):
         adam_jax.scale_by_adam(b1="fast")

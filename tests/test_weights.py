@@ -399,6 +399,10 @@ def test_errors_say_what_is_wrong():
         adam_jax.in_float32(optax.chain(optax.sgd(1.0), tx), tx).init(narrow)
     with pytest.raises(ValueError, match="exactly one MasterResidualState, got 0"):
         adam_jax.master_params(optax.adam(1.0).init(narrow), narrow)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)  # what eqx.apply_updates would make of them
+    around = adam_jax.in_float32(optax.sgd(1.0), tx)
+    with pytest.raises(ValueError, match=r"param at \['w'\] is float32, but was not at init: .* optax.apply_updates"):
+        around.update(wide, around.init(narrow), wide)
     with pytest.raises(ValueError, match=r"masters must be float32 of shape \(2,\) at \['w'\], got bfloat16"):
         adam_jax.set_master_params(tx.init(narrow), narrow)
 
