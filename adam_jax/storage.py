@@ -114,6 +114,9 @@ def int8_ratio(*, smallest: int = SMALLEST, seed: int = 0) -> Storage:
 def int8_root(*, smallest: int = SMALLEST, seed: int = 0) -> Storage:
     """Second moments in eight bits, as logarithms of their roots; `nu_dtype=jnp.int8` means this with its defaults.
 
+    A leaf's codes share a window, which moves with its magnitudes. Inside `shard_map` it is that of the whole leaf, alike on
+    all shards; not with `check_vma=False`, where each shard would have its own and a state put together could not be read.
+
     Args:
         smallest: leaves of fewer elements stay float32.
         seed: of the rounding.
