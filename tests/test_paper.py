@@ -64,6 +64,7 @@ def test_resume_leaves_a_finished_figure_alone(written, capsys):
         (["paper", "fig1a", "--epochs", "0"], "at least 1, got 0"),
         (["paper", "fig1a", "--epochs", "many"], "got many"),
         (["paper", "fig1a", "--seed", "-1"], "at least 0, got -1"),
+        (["paper", "fig1a", "--seed", str(2**32)], "at most"),
         (["paper", "fig1a", "--seeds", "0"], "at least 1, got 0"),
         (["paper", "fig1a", "--data", "nowhere"], "nowhere"),
         (["paper", "fig1a", "--frobnicate"], "--frobnicate"),

@@ -58,6 +58,25 @@ def test_images_with_another_checksum_are_not_called_mnist(tmp_path):
     assert data.mnist(Where(tmp_path)).name.startswith("images named like MNIST's")
 
 
+def test_mnist_is_known_by_its_images_and_its_labels(tmp_path, monkeypatch):
+    images, labels = _write_digits(tmp_path)
+    known = tuple(hashlib.md5(_idx(part)).hexdigest() for part in (images, labels))
+    monkeypatch.setitem(data.MNIST_MD5, "train", known)
+    assert data.mnist(Where(tmp_path)).title == "MNIST"
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(gzip.compress(_idx(images), 1))  # packed in whatever way
+    assert data.mnist(Where(tmp_path)).title == "MNIST"
+    _write_digits(tmp_path, labels=labels[::-1].copy())
+    assert data.mnist(Where(tmp_path)).title == "images named like MNIST's (other checksum)"
+
+
+def test_labels_are_those_beside_the_images(tmp_path):
+    _write_digits(tmp_path / "mnist")
+    _write_digits(tmp_path / "MNIST/raw")
+    (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match="mnist holds train-images-idx3-ubyte but no train-labels"):
+        data.mnist(Where(tmp_path))
+
+
 def test_the_data_variable_comes_before_packages(tmp_path, monkeypatch):
     _write_digits(tmp_path)
     monkeypatch.setenv("ADAM_JAX_DATA", str(tmp_path))

@@ -107,25 +107,50 @@ def _comparison(**costs: float) -> Comparison:
         name: Curves(np.full((2, 1, 4), cost), points, points * (10 if name == "lbfgs" else 1))
         for name, cost in costs.items()
     }
-    return Comparison(curves, {}, Table("", [], []))
+    return Comparison(curves, {}, {}, Table("", [], []))
 
 
 def test_verdicts_follow_the_curves():
-    held = _comparison(adam=1.0, sgd=1.02, adagrad=1.2, adagrad_constant=1.2, rmsprop=1.3, lbfgs=1.5)
-    failed = _comparison(adam=1.2, sgd=1.0, adagrad=1.1, adagrad_constant=1.1, rmsprop=0.9, lbfgs=1.1)
+    ahead = {"adam": 1.0, "sgd": 1.02, "adagrad": 1.2, "adagrad_constant": 1.2, "rmsprop": 1.3, "lbfgs": 1.5}
+    first = ahead | {"sgd": 1.25, "adagrad_constant": 1.04}  # on sparse features, and in the first epoch
+    behind = {"adam": 1.2, "sgd": 1.0, "adagrad": 1.1, "adagrad_constant": 1.1, "rmsprop": 0.9, "lbfgs": 1.1}
+    diverged = behind | {"adam": float("nan"), "adagrad": float("nan"), "adagrad_constant": float("inf")}
     judges = [
-        figure1._like_nesterov,
-        lambda found: figure1._ahead_of_adagrad(found, "adagrad"),
-        *(lambda found, k=k: figure2._against_quasi_newton(found)[k] for k in range(2)),
-        *(lambda found, k=k: figure3._claims(found, "")[k] for k in range(1, 2)),
-        *(lambda found, k=k: figure1._sparse(found, "")[k] for k in (1, 3)),
+        (ahead, lambda found: figure1._as_fast_as(found, "sgd", "")),
+        (ahead, lambda found: figure1._ahead_of_adagrad(found, "adagrad")),
+        *((ahead, lambda found, k=k: figure2._against_quasi_newton(found)[k]) for k in range(2)),
+        *((costs, lambda found, k=k: figure3._claims(found, "")[k]) for k, costs in enumerate((first, ahead))),
+        *((first, lambda found, k=k: figure1._sparse(found, "")[k]) for k in range(5)),
     ]
-    assert all(judge(held).held for judge in judges)
-    assert not any(judge(failed).held for judge in judges)
+    for costs, judge in judges:
+        assert judge(_comparison(**costs)).held
+        assert not judge(_comparison(**behind)).held
+        assert not judge(_comparison(**diverged)).held
+        assert not judge(_comparison(**dict.fromkeys(ahead, float("nan")))).held
 
 
-def test_a_diverged_run_is_never_ahead():
-    assert not figure1._ahead_of_adagrad(_comparison(adam=float("nan"), sgd=1.0, adagrad=2.0), "adagrad").held
+def test_a_rival_that_diverged_is_behind():
+    costs = {
+        "adam": 1.0,
+        "sgd": 1.0,
+        "adagrad": float("nan"),
+        "adagrad_constant": 1.0,
+        "rmsprop": 1.0,
+        "lbfgs": float("nan"),
+    }
+    assert figure1._ahead_of_adagrad(_comparison(**costs), "adagrad").held
+    assert all(claim.held for claim in figure2._against_quasi_newton(_comparison(**costs))[:2])
+    assert figure3._claims(_comparison(**costs), "")[1].held
+
+
+@pytest.mark.parametrize(("times", "held"), [(1.1, False), (7.0, True), (40.0, False)])
+def test_five_to_ten_times_slower_is_neither_less_nor_more(times, held):
+    points = np.linspace(0.5, 2, 4)
+    curves = {
+        "adam": Curves(np.ones((2, 1, 4)), points, points),
+        "lbfgs": Curves(np.ones((2, 1, 4)), points, points * times),
+    }
+    assert figure2._against_quasi_newton(Comparison(curves, {}, {}, Table("", [], [])))[2].held is held
 
 
 @pytest.mark.parametrize(("uncorrected", "held"), [(lambda b2: 100 + 10 * (b2 == 0.9999), True), (lambda _: 100.0, False)])

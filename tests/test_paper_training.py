@@ -93,10 +93,12 @@ def test_half_written_work_says_what_to_delete(tmp_path):
         training.train(_job(), folder=tmp_path)
 
 
-def test_work_of_other_settings_is_refused(tmp_path):
+def test_work_of_other_settings_or_data_is_refused(tmp_path):
     training.train(_job(), folder=tmp_path)
-    with pytest.raises(DataError, match="other settings"):
-        training.train(_job(epochs=4), folder=tmp_path)
+    for other in ({"epochs": 4}, {"x": 255 - X}, {"y": Y[::-1].copy()}, {"problem": problems.logistic(6, 3, noise=0.5)},
+                  {"problem": problems.logistic(6, 3, noise=0.25, scale=1.0)}):  # fmt: skip
+        with pytest.raises(DataError, match="other settings or data"):
+            training.train(_job(**other), folder=tmp_path)
 
 
 def test_a_diverged_setting_counts_as_infinitely_costly():

@@ -19,7 +19,7 @@ from adam_jax.paper import plots, results
 from adam_jax.paper.data import Where
 from adam_jax.paper.figures import FIGURES
 from adam_jax.paper.formats import DataError
-from adam_jax.paper.lab import Lab
+from adam_jax.paper.lab import Lab, Plan, length
 
 __all__ = ["main"]
 
@@ -85,18 +85,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds", type=partial(_at_least, 1), metavar="N", help="curves for each optimizer, in place of the figure's own"
     )
-    parser.add_argument("--seed", type=partial(_at_least, 0), default=0, metavar="N", help="the first seed")
+    parser.add_argument("--seed", type=partial(_at_least, 0, most=2**31), default=0, metavar="N", help="the first seed")
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run left")
     return parser
 
 
-def _at_least(least: int, text: str) -> int:
+def _at_least(least: int, text: str, *, most: int | None = None) -> int:
     try:
         value = int(text)
     except ValueError:
         value = least - 1
     if value < least:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text}")
+    if most is not None and value > most:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at most {most}, got {text}")
     return value
 
 
@@ -120,10 +122,11 @@ def _run(console: Console, name: str, arguments: argparse.Namespace) -> None:
     stem, work = arguments.out / name, arguments.out / f".unfinished-{name}"
     identity = {"figure": name, "quick": arguments.quick, "epochs": arguments.epochs, "seeds": arguments.seeds,
                 "seed": arguments.seed, "data": str(arguments.data), "source": arguments.source}  # fmt: skip
-    if arguments.resume and _finished(stem, identity):
-        console.print(f"{name} is finished in {arguments.out}", highlight=False)
+    if arguments.resume and (data := _finished(stem, identity)):
+        console.print(f"{name} is finished in {arguments.out}, on {escape(data)}", highlight=False)
         return
-    if not arguments.resume:
+    if not arguments.resume and work.exists():
+        console.print(f"starting {name} afresh, without --resume: unfinished work in {work} is deleted", highlight=False)
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)  # an output folder that cannot be written is found now, not at the end
     console.rule(f"{name}: {FIGURES[name].title}")
@@ -150,14 +153,15 @@ def _task(bar: Progress, title: str, steps: int) -> Callable[[int], None]:
     return lambda done: bar.advance(task, done)
 
 
-def _finished(stem: Path, identity: dict[str, Any]) -> bool:
+def _finished(stem: Path, identity: dict[str, Any]) -> str | None:
+    """What the finished figure was made from, or None."""
     for record in (stem.with_name(f"{stem.name}{suffix}.json") for suffix in ("", "_stand_in")):
         try:
-            if record.exists() and json.loads(record.read_text())["identity"] == identity:
-                return True
+            if record.exists() and (content := json.loads(record.read_text()))["identity"] == identity:
+                return str(content["settings"]["data"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{record} is no record of a figure ({error}): delete it") from None
-    return False
+    return None
 
 
 def _report(console: Console, result: results.Result, quick: bool) -> None:
@@ -166,9 +170,10 @@ def _report(console: Console, result: results.Result, quick: bool) -> None:
         for row in content.rows:
             table.add_row(*map(escape, row))
         console.print(table)
+    plan = Plan(**result.settings["plan"])
     for claim in result.claims:
         verdict = "[green]held here[/]" if claim.held else "[red]did not hold here[/]"
-        verdict += " in a quick run, too short to judge by" if quick else ""
+        verdict += " in a quick run, too short to judge by" if quick else f" in {length(plan)}" if plan.whole else ""
         console.print(f"The paper: {escape(claim.text)}: {verdict} ({escape(claim.numbers)})", highlight=False)
     console.print(escape(result.caption), style="dim", highlight=False)
 

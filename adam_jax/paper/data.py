@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +24,10 @@ Half = Literal["train", "test"]
 T = TypeVar("T")
 
 MNIST_FILES = {"train": ("train-images", "train-labels"), "test": ("t10k-images", "t10k-labels")}
-MNIST_IMAGES_MD5 = {"train": "6bbc9ace898e44ae57da46a324031adb", "test": "2646ac647ad5339dbf082846283269ea"}
+MNIST_MD5 = {  # of each half's images and labels, not compressed
+    "train": ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624"),
+    "test": ("2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
+}
 MNIST_DOWNLOADS = {  # the md5 of each compressed file
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
@@ -63,6 +66,11 @@ class Dataset:
     x: np.ndarray
     y: np.ndarray
     stand_in: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is, without numbers, for the title of a panel."""
+        return self.name.split(",")[0]
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,8 @@ def mnist(where: Where | None = None, half: Half = "train") -> Dataset:
     where = where or Where()
     images = where.find(_idx_names(MNIST_FILES[half][0], 3))
     if images:
-        labels = where.find(_idx_names(MNIST_FILES[half][1], 1))
+        beside = (images.parent / name for name in _idx_names(MNIST_FILES[half][1], 1))
+        labels = next((path for path in beside if path.is_file()), None)
         if not labels:
             raise DataError(f"{images.parent} holds {images.name} but no {MNIST_FILES[half][1]}")
         return _digits(images, labels, half)
@@ -191,8 +200,9 @@ def cifar10(where: Where | None = None, half: Half = "train") -> Dataset:
     if where.source == "auto" and not where.folder:
         try:
             return downloaded()
-        except DataError:  # only here does a stand-in step in, and its name says so
-            return photograph_patches(half)
+        except DataError as error:  # only here does a stand-in step in, and its name says so
+            patches = photograph_patches(half)
+            return replace(patches, source=f"{patches.source}, because {error}")
     return _first(where, "CIFAR-10", CIFAR_ARCHIVE, lambda: photograph_patches(half), downloaded)
 
 
@@ -237,13 +247,14 @@ def _idx_names(stem: str, dimensions: int) -> list[str]:
 
 def _digits(images: Path, labels: Path, half: Half) -> Dataset:
     x, y = formats.read_idx(images), formats.read_idx(labels)
-    if x.ndim != 3 or y.ndim != 1 or len(x) != len(y) or not len(x):
-        raise DataError(f"{images} and {labels} must hold n images and n labels, got shapes {x.shape} and {y.shape}")
+    if x.shape[1:] != (28, 28) or y.ndim != 1 or len(x) != len(y) or not len(x):
+        raise DataError(
+            f"{images} and {labels} must hold n images and n labels, 28 x 28, got shapes {x.shape} and {y.shape}"
+        )
     if y.max() > 9:
         raise DataError(f"{labels} must hold labels 0 to 9, got {y.max()}")
-    genuine = hashlib.md5(images.read_bytes(), usedforsecurity=False).hexdigest()
-    known = (MNIST_IMAGES_MD5[half], MNIST_DOWNLOADS[f"{MNIST_FILES[half][0]}-idx3-ubyte.gz"])
-    name = "MNIST" if genuine in known else "images named like MNIST's (other checksum)"
+    genuine = tuple(hashlib.md5(formats.as_idx(part), usedforsecurity=False).hexdigest() for part in (x, y))
+    name = "MNIST" if genuine == MNIST_MD5[half] else "images named like MNIST's (other checksum)"
     return Dataset(f"{name}, {len(x):,} images", str(images.parent), x.reshape(len(x), -1), y.astype(np.int32))
 
 
@@ -318,7 +329,7 @@ def _fetch(url: str, name: str, md5: str) -> Path:
     try:
         return Path(pooch.retrieve(url + name, f"md5:{md5}", fname=name, path=folder, downloader=download))
     except (OSError, ValueError, requests.RequestException) as error:
-        reason = str(error).splitlines()[0][:160]
+        reason = (str(error) or "no reason given").splitlines()[0][:160]
         raise DataError(f"{url}{name} could not be downloaded to {folder} ({type(error).__name__}: {reason})") from None
 
 

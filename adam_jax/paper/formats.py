@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DataError", "bag_of_words", "read_cifar", "read_idx", "read_review_archive", "read_review_table"]
+__all__ = ["DataError", "as_idx", "bag_of_words", "read_cifar", "read_idx", "read_review_archive", "read_review_table"]
 
 DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError, pickle.UnpicklingError, ValueError, KeyError, TypeError)
 
@@ -61,6 +61,23 @@ def read_idx(path: Path) -> np.ndarray:
             "it is truncated or damaged, fetch it again"
         )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def as_idx(array: np.ndarray) -> bytes:
+    """What an IDX file of that array holds, not compressed.
+
+    Args:
+        array: uint8.
+
+    Returns:
+        The file's bytes.
+
+    Example:
+        >>> as_idx(np.array([7, 9], np.uint8)).hex(" ")
+        '00 00 08 01 00 00 00 02 07 09'
+    """
+    shape = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
 
 
 class _Bytes:

@@ -12,7 +12,7 @@ from adam_jax.paper.methods import METHODS
 from adam_jax.paper.results import Curve, Table
 from adam_jax.paper.training import Curves, Job, train
 
-__all__ = ["PASSES", "Comparison", "Lab", "Plan", "caption", "compare", "subset"]
+__all__ = ["PASSES", "Comparison", "Lab", "Plan", "caption", "compare", "length", "subset"]
 
 PASSES = "iterations over entire data set"
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -28,6 +28,7 @@ class Plan:
         search: passes over the data for each step size of the grid, one seed.
         examples: how many examples to use; None for all.
         alphas: how many step sizes from the middle of each grid to try; None for all. With one there is no search.
+        whole: the epochs of the figure at its full length, where this plan is for fewer.
     """
 
     epochs: int
@@ -35,6 +36,7 @@ class Plan:
     search: int
     examples: int | None = None
     alphas: int | None = None
+    whole: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Lab:
         """The plan to follow."""
         plan = quick if self.quick else full
         epochs = self.epochs or plan.epochs
-        return replace(plan, epochs=epochs, search=min(plan.search, epochs), seeds=self.seeds or plan.seeds)
+        whole = full.epochs if epochs < full.epochs else None
+        return replace(plan, epochs=epochs, search=min(plan.search, epochs), seeds=self.seeds or plan.seeds, whole=whole)
 
     def seeds_of(self, plan: Plan) -> tuple[int, ...]:
         """The seeds of a plan."""
@@ -82,20 +85,23 @@ class Comparison:
     Attributes:
         curves: by method, one setting each.
         alphas: the best step size by method.
+        grids: the step sizes tried by method.
         table: the step sizes tried, the cost each led to, and the costs of the best over the seeds.
     """
 
     curves: dict[str, Curves]
     alphas: dict[str, float]
+    grids: dict[str, list[float]]
     table: Table
 
     def final(self, method: str) -> float:
         """Mean cost over the last epoch and the seeds."""
         return float(self.curves[method].last.mean())
 
-    def overall(self, method: str) -> float:
-        """Mean cost over the whole run and the seeds."""
-        cost = float(self.curves[method].costs.mean())
+    def overall(self, method: str, epochs: float = np.inf) -> float:
+        """Mean cost over the whole run, or its first epochs, and the seeds; inf if one of them diverged."""
+        curves = self.curves[method]
+        cost = float(curves.costs[..., curves.passes <= epochs].mean())
         return cost if np.isfinite(cost) else float("inf")
 
     def lines(self, suffix: str = "", dashed: bool = False) -> list[Curve]:
@@ -143,7 +149,7 @@ def compare(
     alphas = {m: float(grid[int(np.argmin(found[m])) if m in found else 0]) for m, grid in grids.items()}
     finals = [job(f"final-{stem}{m}", m, {"alpha": np.array([alpha])}, seeds, plan.epochs) for m, alpha in alphas.items()]
     curves = dict(zip(grids, lab.train(f"{title}: curves", finals), strict=True))
-    return Comparison(curves, alphas, _table(title, plan, grids, found, alphas, curves))
+    return Comparison(curves, alphas, grids, _table(title, plan, grids, found, alphas, curves))
 
 
 def _table(title: str, plan: Plan, grids: Any, found: Any, alphas: Any, curves: dict[str, Curves]) -> Table:
@@ -154,10 +160,10 @@ def _table(title: str, plan: Plan, grids: Any, found: Any, alphas: Any, curves: 
         last = curves[name].last
         rows.append([
             METHODS[name].label, tried or "not searched", f"{alphas[name]:g}{edge}",
-            f"{last.mean():.4f} ({last.min():.4f} to {last.max():.4f})", f"{curves[name].seconds[-1]:.1f}",
+            f"{last.mean():.4f} ({last.min():.4f} to {last.max():.4f})", f"{curves[name].seconds[-1]:.2g}",
         ])  # fmt: skip
     columns = ["optimizer", f"alpha: cost after a search of {plan.search} epochs", "best alpha",
-               f"cost in epoch {plan.epochs}, {plan.seeds} seeds", "s"]  # fmt: skip
+               f"cost in epoch {plan.epochs}, {plan.seeds} seeds", "s a seed"]  # fmt: skip
     return Table(title, columns, rows)
 
 
@@ -198,13 +204,30 @@ def caption(data: Dataset, examples: int, plan: Plan, quick: bool, *more: str) -
         more: further remarks.
 
     Returns:
-        One or two lines.
+        One to three lines.
 
     Example:
         >>> digits = Dataset("MNIST", "a package", np.zeros((5, 2), np.uint8), np.zeros(5, np.int32))
-        >>> caption(digits, 5, Plan(1, 2, 1), False)
-        'MNIST (a package); 5 examples; minibatch 128; 2 seeds, band from least to greatest'
+        >>> caption(digits, 5, Plan(9, 1, 2), False)
+        'MNIST (a package); 5 examples, minibatch 128; 9 epochs; 1 seed; step size from 2 epochs'
     """
-    parts = [f"{data.name} ({Path(data.source).name or data.source})", f"{examples:,} examples", "minibatch 128",
-             f"{plan.seeds} seeds, band from least to greatest", *more]  # fmt: skip
+    seeds = "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds, band from least to greatest"
+    search = [f"step size from {plan.search} epochs"] if plan.search and plan.alphas != 1 else []
+    parts = [f"{data.name} ({data.source})", f"{examples:,} examples, minibatch 128", length(plan), seeds, *search, *more]
     return ("QUICK RUN, too short to judge by. " if quick else "") + "; ".join(parts)
+
+
+def length(plan: Plan) -> str:
+    """How long a plan is, of how much.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        A few words.
+
+    Example:
+        >>> length(Plan(10, 3, 5, whole=200))
+        '10 epochs of 200'
+    """
+    return f"{plan.epochs} epochs" + (f" of {plan.whole}" if plan.whole else "")

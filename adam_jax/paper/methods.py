@@ -50,6 +50,8 @@ METHODS = {
 def make(name: str, hyper: Hyper, *, annealed: bool = False) -> optax.GradientTransformationExtraArgs:
     """The optimizer of that name at those settings.
 
+    Optax adds eps = 1e-8 inside the root in RMSProp and AdaGrad, so that their least divisor is 1e-4 where Adam's is 1e-8.
+
     AdaGrad anneals as 1 / sqrt(t) by itself, dividing by the root of a sum of squares; "adagrad_constant" leaves it at that
     where the others take alpha / sqrt(t).
 

@@ -61,7 +61,17 @@ def _panel(axis: Axes, panel: Panel) -> None:
         style = "--" if curve.dashed else "-"
         finite = np.where(np.isfinite(curve.y), curve.y, np.nan)
         marker = "o" if curve.x.size < 12 else None
-        axis.plot(curve.x, finite.mean(0), style, color=curve.colour, label=curve.label, lw=1.4, marker=marker, ms=3)
+        axis.plot(
+            curve.x,
+            finite.mean(0),
+            style,
+            color=curve.colour,
+            label=curve.label,
+            lw=1.4,
+            marker=marker,
+            ms=3,
+            zorder=3 if curve.dashed else 2,
+        )  # dashes over a line leave both to be seen
         if len(curve.y) > 1:
             axis.fill_between(curve.x, finite.min(0), finite.max(0), color=curve.colour, alpha=0.18, lw=0)
     axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)

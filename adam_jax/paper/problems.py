@@ -64,7 +64,7 @@ def logistic(inputs: int, classes: int, *, l2: float = 1e-4, noise: float = 0.0,
         features = _dropped(key, noise, _flat(x, scale))
         return _cross_entropy(features @ params["w"] + params["b"], y) + _penalty(l2, [params["w"]])
 
-    return Problem(init, cost, {"model": "logistic regression", "l2": l2, "noise": noise})
+    return Problem(init, cost, {"model": "logistic regression", "l2": l2, "noise": noise, "scale": scale})
 
 
 def perceptron(

@@ -10,6 +10,7 @@ from adam_jax import optimizers, regret, scaling
 from adam_jax.domains import Box
 from adam_jax.paper import data
 from adam_jax.paper.lab import Lab, Plan
+from adam_jax.paper.methods import METHODS
 from adam_jax.paper.results import Claim, Curve, Panel, Result, Table
 
 __all__ = ["online"]
@@ -18,6 +19,7 @@ ALPHA, B1, B2, LAM = 0.1, 0.9, 0.999, 0.99
 DOMAIN = Box(-5.0, 5.0)
 COUNTER_ALPHA, COUNTER_C = 0.5, 4.0
 TOLERANCE = 1e-4
+AMSGRAD = "#17becf"  # its colour; it is no method of the paper's
 HALVES = "(at least halves from T/16 to T)"
 
 
@@ -59,6 +61,7 @@ def online(lab: Lab) -> Result:
         [*_real_claims(at, real), _counter_claim(counter)],
         {"data": digits.name, "source": digits.source, "plan": vars(plan), "alpha": ALPHA, "b1": B1, "b2": B2, "lam": LAM,
          "domain": DOMAIN._asdict(), "tolerance": TOLERANCE, "counter_example": {"c": COUNTER_C, "alpha": COUNTER_ALPHA}},
+        ("QUICK RUN, too short to judge by. " if lab.quick else "") +
         f"Even or odd, logistic regression on {digits.name} ({digits.source}), 7 x 7 pooled pixels, weights in [-5, 5], "
         f"alpha_t = {ALPHA}/sqrt(t), b1_t = {B1} {LAM}^(t-1), {len(seeds)} orders of the stream. Best fixed weights to "
         f"{TOLERANCE:g} of mean loss. Theorem 4.1 is false as stated (Reddi et al. 2018): right, their stream.",
@@ -114,8 +117,8 @@ def _counter_example(steps: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _real_panel(at: np.ndarray, real: dict[str, np.ndarray]) -> Panel:
     curves = [
-        Curve("Adam", at, real["adam"], "tab:red"),
-        Curve("AMSGrad", at, real["amsgrad"], "tab:blue"),
+        Curve("Adam", at, real["adam"], METHODS["adam"].colour),
+        Curve("AMSGrad", at, real["amsgrad"], AMSGRAD, dashed=True),
         Curve("Theorem 4.1's bound / T", at, real["bound"], "0.4", dashed=True),
         Curve("1 / sqrt(T)", at, (real["adam"][:, :1] * np.sqrt(at[0] / at))[:1], "0.7", dashed=True),
     ]
@@ -123,8 +126,10 @@ def _real_panel(at: np.ndarray, real: dict[str, np.ndarray]) -> Panel:
 
 
 def _counter_panel(counter: dict[str, tuple[np.ndarray, np.ndarray]]) -> Panel:
-    names = {"adam": ("Adam", "tab:red"), "amsgrad": ("AMSGrad", "tab:blue")}
-    curves = [Curve(names[name][0], at, y[None], names[name][1]) for name, (at, y) in counter.items()]
+    curves = [
+        Curve("Adam", counter["adam"][0], counter["adam"][1][None], METHODS["adam"].colour),
+        Curve("AMSGrad", counter["amsgrad"][0], counter["amsgrad"][1][None], AMSGRAD, dashed=True),
+    ]
     return Panel("counter-example of Reddi et al.", "T", "R(T) / T", curves, logarithmic=True)
 
 
@@ -139,12 +144,12 @@ def _table(at: np.ndarray, real: dict[str, np.ndarray]) -> Table:
 def _real_claims(at: np.ndarray, real: dict[str, np.ndarray]) -> list[Claim]:
     mean = real["adam"].mean(0)
     slope = float(np.polyfit(np.log(at), np.log(np.maximum(mean, 1e-12)), 1)[0])
-    ratio = float((real["bound"] / real["adam"]).min())
+    least = float((real["bound"] - real["adam"]).min())
     numbers = f"{mean[0]:.4f} at T={at[0]}, {mean[-1]:.4f} at T={at[-1]}; fitted power of T {slope:.2f}, the bound's is -0.5"
     return [
         Claim(f"Corollary 4.2: Adam's R(T)/T goes to zero on real digits {HALVES}", _halves(at, mean), numbers),
-        Claim("Theorem 4.1's bound is above the regret measured on real digits", ratio >= 1.0,
-              f"at least {ratio:.3g} times the regret"),
+        Claim("Theorem 4.1's bound is above the regret measured on real digits", least >= 0.0,
+              f"R(T)/T is at least {least:.3g} below it"),
     ]  # fmt: skip
 
 

@@ -4,8 +4,8 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class Result:
         caption: under the picture: data, seeds, what differs from the paper.
         columns: of panels.
         suffix: of the files' names.
+        curves: more arrays to keep, where the panels do not show all that was measured.
     """
 
     title: str
@@ -95,6 +96,7 @@ class Result:
     caption: str = ""
     columns: int = 2
     suffix: str = ""
+    curves: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def write(result: Result, picture: Callable[[io.BytesIO], None], stem: Path, identity: dict[str, Any]) -> list[Path]:
@@ -119,7 +121,7 @@ def write(result: Result, picture: Callable[[io.BytesIO], None], stem: Path, ide
         >>> [path.name for path in write(result, lambda file: None, stem, {})]
         ['fig.png', 'fig.npz', 'fig.json']
     """
-    arrays = {}
+    arrays: dict[str, Any] = dict(result.curves)
     for p, panel in enumerate(result.panels):
         for curve in panel.curves:
             arrays[f"{p}|{panel.title}|{curve.label}|x"] = curve.x

@@ -45,7 +45,8 @@ class Job:
         seeds: each draws parameters, minibatches and noise.
         epochs: passes over the data.
         batch: examples in a minibatch; what is left over at the end of a pass is left out.
-        records: points of the curve in each epoch.
+        records: points of the curve in each epoch. Minibatches beyond a multiple of it are left out of that pass; which
+            examples are in them is drawn anew for each.
         annealed: take alpha / sqrt(t).
         apart: train settings and seeds one after another, so that each one's time is its own.
     """
@@ -89,7 +90,7 @@ class Job:
         return {
             "method": self.method, "problem": self.problem.settings, "examples": len(self.x), "grid": grid,
             "seeds": list(self.seeds), "epochs": self.epochs, "batch": self.batch, "annealed": self.annealed,
-            "records": self.records,
+            "records": self.records, "data": _digest(self.x, self.y),
         }  # fmt: skip
 
 
@@ -100,7 +101,7 @@ class Curves:
     Attributes:
         costs: mean training cost of the minibatches between two points, [seeds, settings, points].
         passes: passes over the data at each point, [points].
-        seconds: time spent training until each point, compilation left out, [points].
+        seconds: time spent training one setting of one seed until each point, compilation left out, [points].
     """
 
     costs: np.ndarray
@@ -146,7 +147,7 @@ def train(job: Job, *, advance: Callable[[int], None] = lambda _: None, folder: 
     if len(costs) < job.epochs * records:
         _go_on(job, state, costs, seconds, advance, store)
     passes = (np.arange(job.epochs * records) + 1) / records
-    return Curves(np.stack(costs, -1), passes, np.cumsum(seconds))
+    return Curves(np.stack(costs, -1), passes, np.cumsum(seconds) / job.width)
 
 
 def _one_by_one(job: Job, advance: Callable[[int], None], folder: Path | None) -> Curves:
@@ -290,6 +291,12 @@ def _update(cost_of: Any, make: _Maker, x: Any, y: Any, key: Any, hyper: Any, pa
     return (optax.apply_updates(params, updates), opt_state), value
 
 
+def _digest(x: np.ndarray, y: np.ndarray) -> str:
+    """What tells data sets apart: all labels, and 64 of the examples."""
+    some = x[np.linspace(0, len(x) - 1, 64).astype(int)]
+    return hashlib.sha256(repr((x.shape, x.dtype)).encode() + some.tobytes() + y.tobytes()).hexdigest()
+
+
 class _Store:
     """Unfinished work of one job in one file, replaced as a whole so that no half of it is ever seen."""
 
@@ -308,7 +315,7 @@ class _Store:
         except Exception as error:  # zip, zlib, numpy and the system each raise their own
             raise DataError(f"{self.path} cannot be read ({error}): delete it and start that part afresh") from None
         if mark != self.mark:
-            raise DataError(f"{self.path} belongs to other settings: give those again, or leave out --resume")
+            raise DataError(f"{self.path} belongs to other settings or data: give those again, or leave out --resume")
         state = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf) for leaf in leaves]) if leaves else like
         return state, list(np.moveaxis(costs, -1, 0)), list(seconds)
 
@@ -332,7 +339,7 @@ class _Store:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of cutting a step in two; a second one stops at once."""
+    """Ctrl-C sets the event instead of cutting a point in two; a second one stops where the first computation ends."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
