@@ -110,3 +110,13 @@ def test_a_diverged_setting_counts_as_infinitely_costly():
 def test_too_few_examples_for_a_minibatch_are_an_error():
     with pytest.raises(DataError, match="40 examples do not fill a minibatch of 64"):
         training.train(_job(batch=64))
+
+
+def test_an_interrupt_after_the_last_point_is_not_lost():
+    def work() -> None:
+        with training._interruptible() as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            interrupted.wait(10)  # no one looks at it any more
+
+    with pytest.raises(KeyboardInterrupt):
+        work()

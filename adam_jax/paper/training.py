@@ -184,7 +184,7 @@ def _go_on(job: Job, state: Any, costs: list, seconds: list, advance: Callable[[
                 store.save(state, costs, seconds, finished)
                 saved = time.monotonic()
             if interrupted.is_set():
-                raise KeyboardInterrupt
+                break
 
 
 @dataclass(frozen=True)
@@ -339,7 +339,7 @@ class _Store:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of cutting a point in two; a second one stops where the first computation ends."""
+    """Ctrl-C sets the event instead of cutting a point in two, and is raised at the end; a second one is raised at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -356,3 +356,5 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, previous)
+    if event.is_set():  # also where it came after the last look at it
+        raise KeyboardInterrupt
