@@ -37,7 +37,7 @@ FIGURES = {
         "net of 2 x 1000 units with dropout", MNIST, "--epochs 10, of 200: 58 min beside other work", figure2.fig2a
     ),
     "fig2b": Figure(
-        "the same net, deterministic, and L-BFGS", MNIST, "--epochs 4, of 50: 20 min on one core", figure2.fig2b
+        "the same net, deterministic, and L-BFGS", MNIST, "--epochs 4, of 50: 24 min on one core", figure2.fig2b
     ),
     "fig3": Figure(
         "convolutional net",

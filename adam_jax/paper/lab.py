@@ -160,7 +160,7 @@ def _table(title: str, plan: Plan, grids: Any, found: Any, alphas: Any, curves: 
         last = curves[name].last
         rows.append([
             METHODS[name].label, tried or "not searched", f"{alphas[name]:g}{edge}",
-            f"{last.mean():.4f} ({last.min():.4f} to {last.max():.4f})", f"{curves[name].seconds[-1]:.2g}",
+            f"{last.mean():.4f} ({last.min():.4f} to {last.max():.4f})", f"{curves[name].seconds[-1]:.3g}",
         ])  # fmt: skip
     columns = ["optimizer", f"alpha: cost after a search of {plan.search} epochs", "best alpha",
                f"cost in epoch {plan.epochs}, {plan.seeds} seeds", "s a seed"]  # fmt: skip
