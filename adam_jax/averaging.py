@@ -100,8 +100,8 @@ def averaged_params(state: Any, params: Any) -> Any:
         )
     average, weight, _ = found[0]
     return jax.tree.map(
-        lambda a, p: p if not hasattr(a, "dtype") else jnp.where(weight > 0, a.astype(jnp.result_type(p)), p),
-        average, params, is_leaf=lambda leaf: leaf is None or isinstance(leaf, optax.MaskedNode),
+        lambda a, p: p if trees.is_absent(a) else jnp.where(weight > 0, a.astype(jnp.result_type(p)), p),
+        average, params, is_leaf=trees.is_absent,
     )  # fmt: skip
 
 

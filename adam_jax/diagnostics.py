@@ -263,7 +263,7 @@ def _geometric(first: ArrayLike, ratio: jax.Array) -> jax.Array:
 def _find(state: Any, where: str | None) -> Any:
     """The state of the one Adam in `state` whose path contains `where`."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_adam)
-    found = {trees.path_of(path): node for path, node in flat if _is_adam(node)}
+    found = {jax.tree_util.keystr(path): node for path, node in flat if _is_adam(node)}
     chosen = {path: node for path, node in found.items() if where is None or where in path}
     if len(chosen) == 1:
         return next(iter(chosen.values()))

@@ -57,13 +57,14 @@ def accumulator_dtype(dtype: DTypeLike) -> np.dtype:
         dtype: any inexact dtype.
 
     Returns:
-        float64, complex64 and complex128 unchanged; float32 for every narrower real dtype.
+        float64, complex64 and complex128 unchanged, or halved where JAX is not set up for 64 bits; float32 for every
+        narrower real dtype.
 
     Example:
         >>> print(accumulator_dtype(jnp.bfloat16), accumulator_dtype(jnp.complex64))
         float32 complex64
     """
-    dtype = np.dtype(dtype)
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == np.float64:
         return dtype
     return np.dtype(np.float32)

@@ -486,8 +486,7 @@ def _root_of(nu: Leaf, eps_root: ArrayLike, *, rooted: bool, plain: bool) -> Lea
 
 def _zeros(name: str, choice: Kept, path: str, leaf: Any) -> jax.Array:
     """What is kept of a moment of zero: float32 at least, or as chosen; of complex leaves `choice` is each part's dtype."""
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-    wide = moments.accumulator_dtype(jax.dtypes.canonicalize_dtype(dtype))
+    wide = moments.accumulator_dtype(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf))
     keep = storage.chosen(choice, path, second=name == "nu_dtype")
     is_complex = jnp.issubdtype(wide, jnp.complexfloating)
     if is_complex and isinstance(keep, Storage):

@@ -11,8 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-__all__ = ["Unchanged", "is_trained", "label_by_path", "leaves", "map_params", "map_updates", "path_of", "structure"]
+__all__ = [
+    "Unchanged",
+    "is_absent",
+    "is_trained",
+    "label_by_path",
+    "leaves",
+    "map_params",
+    "map_updates",
+    "path_of",
+    "structure",
+]
 
 
 @jax.tree_util.register_static
@@ -34,6 +45,22 @@ class Unchanged:
 
     def __hash__(self) -> int:
         return hash(Unchanged)
+
+
+def is_absent(node: Any) -> bool:
+    """Whether a state has nothing for a leaf, or for the part of a tree that `optax.masked` keeps out.
+
+    Args:
+        node: of a state's tree.
+
+    Returns:
+        True for `None` and `optax.MaskedNode`.
+
+    Example:
+        >>> is_absent(None), is_absent(optax.MaskedNode()), is_absent(0)
+        (True, True, False)
+    """
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def is_trained(leaf: Any) -> bool:

@@ -281,7 +281,7 @@ def set_master_params(state: Any, masters: Any) -> tuple[Any, Any]:
     own = _only(state)
 
     def split(path: Any, residual: Any, master: Any) -> tuple[Any, Any]:
-        if not hasattr(residual, "dtype"):
+        if trees.is_absent(residual):
             return master, residual
         if np.shape(master) != residual.shape or jnp.result_type(master) != jnp.float32:
             raise ValueError(
@@ -292,9 +292,9 @@ def set_master_params(state: Any, masters: Any) -> tuple[Any, Any]:
         half = jnp.full(master.shape, 2**31, jnp.uint32)
         return rounding.split(master if bits == 16 else rounding.stochastic(master, half, 8), bits)
 
-    pairs = jax.tree_util.tree_map_with_path(split, own.residual, masters, is_leaf=_has_no_residual)
+    pairs = jax.tree_util.tree_map_with_path(split, own.residual, masters, is_leaf=trees.is_absent)
     params, residual = (
-        jax.tree.map(lambda _, pair, i=i: pair[i], own.residual, pairs, is_leaf=_has_no_residual) for i in (0, 1)
+        jax.tree.map(lambda _, pair, i=i: pair[i], own.residual, pairs, is_leaf=trees.is_absent) for i in (0, 1)
     )
     fresh = MasterResidualState(own.count, residual)
     return params, jax.tree.map(lambda node: fresh if _is_master(node) else node, state, is_leaf=_is_master)
@@ -318,12 +318,12 @@ def _wide(x: Any) -> Any:
 
 def _joined(state: MasterResidualState, params: Any) -> Any:
     def join(keys: Any, residual: Any, p: Any) -> Any:
-        if not hasattr(residual, "dtype"):
+        if trees.is_absent(residual):
             return p
         _check_as_at_init(trees.path_of(keys), p, split=True)
         return rounding.join(jnp.asarray(p), residual)
 
-    return jax.tree_util.tree_map_with_path(join, state.residual, _given(params), is_leaf=_has_no_residual)
+    return jax.tree_util.tree_map_with_path(join, state.residual, _given(params), is_leaf=trees.is_absent)
 
 
 def _is_narrow(path: str, leaf: Any, name: str, allowed: tuple = (jnp.bfloat16, jnp.float16)) -> bool:
@@ -362,10 +362,6 @@ def _given(params: Any) -> Any:
 def _check_seed(seed: ArrayLike) -> None:
     if isinstance(seed, bool) or not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
         raise ValueError(f"seed must be an integer, got {seed!r}")
-
-
-def _has_no_residual(leaf: Any) -> bool:
-    return leaf is None or isinstance(leaf, optax.MaskedNode)
 
 
 def _is_master(node: Any) -> bool:

@@ -397,6 +397,12 @@ def test_settings_that_cannot_be_honoured_are_refused(settings, error, message):
         adam_jax.row_adam(**settings)
 
 
+def test_float64_tables_of_numpy_are_taken_as_float32():
+    table = np.ones((4, 2))
+    state = adam_jax.row_adam(0.1).init(table)  # with a warning, that would be an error here
+    assert state.mu.dtype == jnp.float32
+
+
 def test_arrays_of_numpy_are_taken_outside_of_jit():
     tx = adam_jax.row_adam(0.1)
     table = np.ones((4, 2), np.float32)

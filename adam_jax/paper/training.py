@@ -179,11 +179,11 @@ def _go_on(job: Job, state: Any, costs: list, seconds: list, advance: Callable[[
             costs.append(np.asarray(cost))
             seconds.append(time.perf_counter() - begin)
             advance(length * job.width)
-            finished = point + 1 == job.epochs * records
-            if store and (finished or interrupted.is_set() or time.monotonic() - saved > SAVE_EVERY):
+            finished, stop = point + 1 == job.epochs * records, interrupted.is_set()
+            if store and (finished or stop or time.monotonic() - saved > SAVE_EVERY):
                 store.save(state, costs, seconds, finished)
                 saved = time.monotonic()
-            if interrupted.is_set():
+            if stop:  # what was saved is all there is
                 break
 
 
