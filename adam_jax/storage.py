@@ -170,6 +170,11 @@ class Storage:
         """What is kept of a moment of zero (0 the first, from 1 the second ones): an array like a leaf in shape and sharding."""
         return jnp.zeros_like(leaf, dtype=self.dtypes(wide)[min(moment, 1)])
 
+    def windows_of(self, sizes: Nus) -> Any:
+        """`Kept.windows` for what is about to be kept of these roots, found from themselves; () where there are none."""
+        del sizes
+        return ()
+
     def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, empty: ArrayLike = False) -> tuple[jax.Array, Nus]:
         """The first moment and the second ones, roots where they are narrow, in the dtype of the arithmetic; zeros if `empty`."""
         del ratios
@@ -221,6 +226,16 @@ class Int8(Storage):
             return jnp.asarray(trees.ABSENT)
         return jnp.full_like(leaf, -128, dtype=jnp.int8) if moment else jnp.zeros_like(leaf, dtype=jnp.bfloat16)
 
+    def windows_of(self, sizes: Nus) -> jax.Array:
+        every = jnp.array(codes.EVERY_OCTAVE, jnp.int32)
+
+        def window(s: jax.Array) -> jax.Array:
+            root = codes.encode_root(s.astype(jnp.float32), jnp.zeros(s.shape, jnp.uint32), every)
+            octaves = codes.pack(root, jnp.zeros_like(root), jnp.float32(1.0))
+            return jnp.tile(codes.coming_window(codes.extremes(octaves), every, 0.0), 2)
+
+        return jnp.stack([window(s) for s in sizes])
+
     def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, empty: ArrayLike = False) -> tuple[jax.Array, Nus]:
         root, ratio, sign = codes.unpack(jnp.where(empty, jnp.zeros([], kept.mu.dtype), kept.mu))
         more = [jnp.where(empty, 0, code) for code in _bytes(kept.nus[1:])]
@@ -233,7 +248,9 @@ class Int8(Storage):
         extremes = jnp.stack([codes.extremes(packed) for packed in old])
         moving, windows = moving._replace(count=_after(moving.count, extremes)), kept.windows[:, 2:]
         sizes = [s.astype(jnp.float32) for s in moving.advance(moving.g)]
-        root, *more = (codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True)))
+        root, *more = (
+            codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True))
+        )
         ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
@@ -329,7 +346,7 @@ class Choice:
 
     def new(self, at: At, leaf: Any) -> Storage:
         """How a leaf of the params is going to be kept."""
-        storage = self._of(at)
+        storage = self.of(at)
         if np.size(leaf) < storage.smallest:
             return Storage()
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating) and storage.dtypes(np.complex64)[0].kind != "c":
@@ -341,7 +358,7 @@ class Choice:
 
     def old(self, at: At, kept: Kept) -> Storage:
         """How a leaf of a state is kept; an error if these arguments do not make that."""
-        storage, exact = self._of(at), Storage()
+        storage, exact = self.of(at), Storage()
         if _is_kept_by(storage, kept):
             return storage  # of whatever size: this may be a shard
         if np.size(kept.mu) < storage.smallest and _is_kept_by(exact, kept):
@@ -356,9 +373,10 @@ class Choice:
         return "mu_dtype" if self.mu_dtype is not None else "storage"
 
     def _got(self, at: At) -> Any:
-        return self.mu_dtype if self.mu_dtype is not None else self._of(at) if self.by_path else self.storage
+        return self.mu_dtype if self.mu_dtype is not None else self.of(at) if self.by_path else self.storage
 
-    def _of(self, at: At) -> Storage:
+    def of(self, at: At) -> Storage:
+        """What was asked for a leaf, of whatever size and dtype."""
         choose: Any = self.storage
         return self._named(choose(at.path) if self.by_path else choose)
 

@@ -67,7 +67,7 @@ def test_exact_rows_are_those_of_dense_adam(rate, eps, weight_decay):
         return jax.lax.scan(step, (table, dense.init(table)), (ids, gradients))
 
     (want, dense_state), want_rows = run(table)
-    tx = adam_jax.row_adam(rate, eps=eps, weight_decay=weight_decay)
+    tx = adam_jax.tables.row_adam(rate, eps=eps, weight_decay=weight_decay)
     rows, stale, got, state = _train(tx, table, ids, gradients)
     # the promise is 2e-3 of a learning rate; measured 6e-5, most of it the rounding of dense Adam's own 600 steps
     np.testing.assert_allclose(rows, want_rows, atol=3e-4)
@@ -81,7 +81,7 @@ def test_exact_rows_are_those_of_dense_adam(rate, eps, weight_decay):
 
 def test_gathering_twice_or_not_at_all_changes_nothing():
     table, ids, gradients = _zipf(1)
-    tx = adam_jax.row_adam(1.0)
+    tx = adam_jax.tables.row_adam(1.0)
 
     @jax.jit
     def run(table, gathers):
@@ -104,8 +104,8 @@ def test_narrow_moments_of_rows_lead_where_float32_leads(mode, dtype, limit, siz
     table, ids = jnp.zeros((256, 32)), jnp.asarray((rng.zipf(1.3, (STEPS, 8)) - 1) % 256)
     gradients = rng.normal(size=(STEPS, 8, 32)) * np.exp(2 * rng.normal(size=32))  # of very different sizes inside a row
     gradients = jnp.asarray(gradients, jnp.float32)
-    rows, _, want, _ = _train(adam_jax.row_adam(1.0, mode=mode, eps=0.0), table, ids, gradients)
-    tx = adam_jax.row_adam(1.0, mode=mode, eps=0.0, mu_dtype=dtype, nu_dtype=dtype)
+    rows, _, want, _ = _train(adam_jax.tables.row_adam(1.0, mode=mode, eps=0.0), table, ids, gradients)
+    tx = adam_jax.tables.row_adam(1.0, mode=mode, eps=0.0, mu_dtype=dtype, nu_dtype=dtype)
     narrow_rows, _, got, state = _train(tx, table, ids, gradients)
     # measured: bfloat16 2e-4 and 3e-4, int8 7e-3 and 1.1e-2
     assert np.square(narrow_rows - rows).sum() < limit * np.square(rows).sum()
@@ -117,7 +117,7 @@ def test_narrow_moments_of_rows_lead_where_float32_leads(mode, dtype, limit, siz
 
 def test_gathering_rows_with_narrow_moments_rounds_nothing():
     table, ids, gradients = _zipf(5)
-    tx = adam_jax.row_adam(1.0, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)
+    tx = adam_jax.tables.row_adam(1.0, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)
     state = tx.init(table)
     update, gather = jax.jit(tx.update), jax.jit(tx.gather)
     for i in range(3):
@@ -141,7 +141,7 @@ def test_lazy_rows_are_torch_sparse_adam_with_a_count_for_each_row():
                 warnings.simplefilter("ignore")  # PyTorch warns that sparse checks are off
                 rows[i].grad = torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), total, (1, WIDTH))
                 optimizers[i].step()
-    _, _, got, state = _train(adam_jax.row_adam(0.1, eps=1e-15, mode="lazy"), table, ids[:steps], gradients[:steps])
+    _, _, got, state = _train(adam_jax.tables.row_adam(0.1, eps=1e-15, mode="lazy"), table, ids[:steps], gradients[:steps])
     want = np.concatenate([row.detach().numpy() for row in rows])
     np.testing.assert_allclose(
         got, want, atol=2e-6
@@ -153,7 +153,7 @@ def test_lazy_rows_are_torch_sparse_adam_with_a_count_for_each_row():
 
 def test_a_row_that_comes_late_takes_a_first_step_of_one_learning_rate_and_not_of_three():
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle (extra `peers`)")
-    tx = adam_jax.row_adam(0.1, mode="lazy")
+    tx = adam_jax.tables.row_adam(0.1, mode="lazy")
     table = jnp.zeros((2, 1))
     state = tx.init(table)
     theirs = torch.nn.Parameter(torch.zeros(2, 1))
@@ -171,7 +171,7 @@ def test_a_row_that_comes_late_takes_a_first_step_of_one_learning_rate_and_not_o
 
 
 def _one_update(ids, gradients, height=4, **settings):
-    tx = adam_jax.row_adam(1.0, **settings)
+    tx = adam_jax.tables.row_adam(1.0, **settings)
     table = jnp.zeros((height, gradients.shape[-1]))
     table, state = jax.jit(tx.update)(table, tx.init(table), ids, gradients)
     return np.asarray(table), state
@@ -182,7 +182,7 @@ def test_ids_outside_the_table_touch_nothing(dtype):
     outside = jnp.array([-1, -2, 4, 100] if jnp.issubdtype(dtype, jnp.signedinteger) else [4, 200, 255, 128], dtype)
     table, _ = _one_update(jnp.concatenate([outside, jnp.array([1], dtype)]), jnp.ones((5, 1)))
     np.testing.assert_allclose(table.ravel(), [0, -1, 0, 0])
-    tx = adam_jax.row_adam(1.0)
+    tx = adam_jax.tables.row_adam(1.0)
     full = jnp.ones((4, 1))
     rows, after, state = jax.jit(tx.gather)(full, tx.init(full), outside)
     np.testing.assert_array_equal(rows, 0)
@@ -191,7 +191,7 @@ def test_ids_outside_the_table_touch_nothing(dtype):
 
 
 def test_ids_outside_the_table_are_errors_under_checkify():
-    tx = adam_jax.row_adam(1.0)
+    tx = adam_jax.tables.row_adam(1.0)
     table = jnp.zeros((4, 1))
     gather = checkify.checkify(jax.jit(lambda ids: tx.gather(table, tx.init(table), ids)[0]))
     update = checkify.checkify(jax.jit(lambda ids: tx.update(table, tx.init(table), ids, jnp.ones((2, 1)))[0]))
@@ -217,14 +217,14 @@ def test_ids_of_any_shape_may_repeat_be_absent_or_outnumber_the_rows():
 
 
 def test_sums_of_repeated_ids_are_what_a_dense_gradient_holds():
-    tx = adam_jax.row_adam(1.0)
+    tx = adam_jax.tables.row_adam(1.0)
     ids, g = jnp.array([3, 1, 3, 3]), jnp.array([[1.0], [5.0], [2.0], [-1.0]])
     _, state = jax.jit(tx.update)(jnp.zeros((4, 1)), tx.init(jnp.zeros((4, 1))), ids, g)
     np.testing.assert_allclose(state.mu.ravel(), [0, 5, 0, 2], rtol=2e-7)  # the first rate is 1 to the last bit but one
 
 
 def test_the_table_keeps_its_dtype_and_the_arithmetic_is_float32():
-    tx = adam_jax.row_adam(1e-2)
+    tx = adam_jax.tables.row_adam(1e-2)
     table = jnp.ones((4, 2), jnp.bfloat16)
     state = tx.init(table)
     assert state.mu.dtype == jnp.float32
@@ -234,7 +234,7 @@ def test_the_table_keeps_its_dtype_and_the_arithmetic_is_float32():
 
 
 def test_weight_decay_of_a_hundred_thousand_skipped_steps_is_not_rounded_away():
-    tx = adam_jax.row_adam(lambda count: 1e-3 / (1.0 + 1e-5 * count), weight_decay=1e-3)
+    tx = adam_jax.tables.row_adam(lambda count: 1e-3 / (1.0 + 1e-5 * count), weight_decay=1e-3)
     table = jnp.ones((1, 1))
     nothing = jnp.zeros(0, jnp.int32), jnp.zeros((0, 1))
 
@@ -250,7 +250,7 @@ def test_weight_decay_of_a_hundred_thousand_skipped_steps_is_not_rounded_away():
 
 @pytest.mark.parametrize("dtype", KEPT)
 def test_memory_does_not_grow_with_the_table_and_every_write_is_in_place(dtype):
-    tx = adam_jax.row_adam(1e-3, weight_decay=0.01, mu_dtype=dtype, nu_dtype=dtype)
+    tx = adam_jax.tables.row_adam(1e-3, weight_decay=0.01, mu_dtype=dtype, nu_dtype=dtype)
 
     def step(table, state, ids):
         rows, table, state = tx.gather(table, state, ids)
@@ -274,7 +274,7 @@ def test_memory_does_not_grow_with_the_table_and_every_write_is_in_place(dtype):
 def test_a_table_sharded_over_its_rows_stays_where_it_is(storages):
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
     table, ids, gradients = _zipf(3)
-    tx = adam_jax.row_adam(0.1, weight_decay=0.01, mu_dtype=storages[0], nu_dtype=storages[1])
+    tx = adam_jax.tables.row_adam(0.1, weight_decay=0.01, mu_dtype=storages[0], nu_dtype=storages[1])
 
     @jax.jit
     def steps(table, state, ids, gradients):
@@ -306,7 +306,7 @@ def test_an_equinox_model_trains_beside_a_dense_optimizer():
         def __call__(self, rows):
             return self.head(rows.mean(0))
 
-    tx, dense = adam_jax.row_adam(0.05), adam_jax.adam(0.05)
+    tx, dense = adam_jax.tables.row_adam(0.05), adam_jax.adam(0.05)
     keys = jax.random.split(jax.random.key(0))
     model = Model(0.1 * jax.random.normal(keys[0], (50, 4)), eqx.nn.Linear(4, 1, key=keys[1]))
     table, rest = model.table, eqx.tree_at(lambda m: m.table, model, None)
@@ -348,7 +348,7 @@ def test_a_flax_nnx_model_trains_beside_a_dense_optimizer():
         def __call__(self, rows):
             return self.head(rows.mean(-2))[..., 0]
 
-    tx, dense = adam_jax.row_adam(0.05), adam_jax.adam(0.05)
+    tx, dense = adam_jax.tables.row_adam(0.05), adam_jax.adam(0.05)
     model = Model(nnx.Rngs(0))
     graph, tables, params = nnx.split(model, Table, nnx.Param)
     table = tables["table"].get_value()
@@ -394,17 +394,17 @@ def test_a_flax_nnx_model_trains_beside_a_dense_optimizer():
 )
 def test_settings_that_cannot_be_honoured_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
-        adam_jax.row_adam(**settings)
+        adam_jax.tables.row_adam(**settings)
 
 
 def test_float64_tables_of_numpy_are_taken_as_float32():
     table = np.ones((4, 2))
-    state = adam_jax.row_adam(0.1).init(table)  # with a warning, that would be an error here
+    state = adam_jax.tables.row_adam(0.1).init(table)  # with a warning, that would be an error here
     assert state.mu.dtype == jnp.float32
 
 
 def test_arrays_of_numpy_are_taken_outside_of_jit():
-    tx = adam_jax.row_adam(0.1)
+    tx = adam_jax.tables.row_adam(0.1)
     table = np.ones((4, 2), np.float32)
     state = jax.tree.map(np.asarray, tx.init(table))
     rows, table, state = tx.gather(table, state, np.array([1]))
@@ -415,7 +415,7 @@ def test_arrays_of_numpy_are_taken_outside_of_jit():
 
 
 def test_tables_ids_and_gradients_that_do_not_fit_are_refused():
-    tx = adam_jax.row_adam()
+    tx = adam_jax.tables.row_adam()
     table = jnp.zeros((4, 2))
     state = tx.init(table)
     with pytest.raises(ValueError, match=r"table must be real, of shape \(N, D\), got float32\[4\]"):
