@@ -35,7 +35,8 @@ class Method:
 METHODS = {
     "adam": Method("Adam", "#d62728", lambda rate, h: adam_jax.adam(rate, h.get("b1", 0.9), h.get("b2", 0.999))),
     "adam_uncorrected": Method(
-        "Adam without bias correction", "#7f7f7f",
+        "Adam without bias correction",
+        "#7f7f7f",
         lambda rate, h: adam_jax.adam(rate, h.get("b1", 0.9), h.get("b2", 0.999), bias_correction=False),
     ),
     "adagrad": Method("AdaGrad", "#1f77b4", lambda rate, _: _adagrad(rate)),
@@ -44,7 +45,7 @@ METHODS = {
     "sgd": Method("SGDNesterov", "#2ca02c", lambda rate, _: optax.sgd(rate, momentum=0.9, nesterov=True)),
     "adadelta": Method("AdaDelta", "#ff7f0e", lambda rate, _: optax.adadelta(rate, rho=0.95, eps=1e-6)),
     "lbfgs": Method("L-BFGS", "#8c564b", lambda _rate, _: optax.lbfgs(memory_size=10)),
-}  # fmt: skip
+}
 
 
 def make(name: str, hyper: Hyper, *, annealed: bool = False) -> optax.GradientTransformationExtraArgs:

@@ -106,8 +106,14 @@ def perceptron(
     return Problem(init, cost, settings)
 
 
-def convolutional(size: int, classes: int, *, widths: tuple[int, int, int, int] = (64, 64, 128, 1000),
-                  noise: float = 0.5, input_noise: float = 0.2) -> Problem:  # fmt: skip
+def convolutional(
+    size: int,
+    classes: int,
+    *,
+    widths: tuple[int, int, int, int] = (64, 64, 128, 1000),
+    noise: float = 0.5,
+    input_noise: float = 0.2,
+) -> Problem:
     """The convolutional net of Section 6.3: c64-c64-c128-1000, 5 x 5 filters, 3 x 3 max-pooling with stride 2.
 
     Args:
