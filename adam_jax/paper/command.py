@@ -82,6 +82,9 @@ class _UsageError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse's own swallows errors of a full or closed pipe
+
     def error(self, message: str) -> NoReturn:
         raise _UsageError(message)
 

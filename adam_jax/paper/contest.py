@@ -22,19 +22,12 @@ DROPOUT = " + dropout"  # ends what is said of a cost with dropout
 
 @dataclass(frozen=True)
 class Comparison:
-    """Optimizers at their best step sizes.
+    """Optimizers at their best step sizes."""
 
-    Attributes:
-        curves: by method, one setting each.
-        alphas: the best step size by method.
-        grids: the step sizes tried by method.
-        table: the step sizes tried, the cost each led to, and the costs of the best over the seeds.
-    """
-
-    curves: dict[str, Curves]
-    alphas: dict[str, float]
-    grids: dict[str, list[float]]
-    table: Table
+    curves: dict[str, Curves]  # by method, one setting each
+    alphas: dict[str, float]  # the best step size by method
+    grids: dict[str, list[float]]  # the step sizes tried by method
+    table: Table  # the step sizes tried, the cost each led to, and the costs of the best over the seeds
 
     def final(self, method: str) -> float:
         """Mean cost over the last epoch and the seeds."""
@@ -59,29 +52,18 @@ Parts = Mapping[str, Comparison]
 
 @dataclass(frozen=True)
 class Contest:
-    """What Figures 1 to 3 have in common: a grid of step sizes for each optimizer, and one or two costs.
+    """What Figures 1 to 3 have in common: a grid of step sizes for each optimizer, and one or two costs."""
 
-    Attributes:
-        title: of the figure.
-        model: what is trained, as tables call it.
-        grids: step sizes by method.
-        problems: "" and, with dropout, `DROPOUT`, to a function from the number of inputs to a problem.
-        panels: from the data and the comparisons to what is drawn.
-        claims: from the comparisons to what is judged.
-        training: further settings of every job.
-        remarks: end the caption.
-        prepare: changes the features before they are trained on.
-    """
-
-    title: str
-    model: str
-    grids: Mapping[str, Sequence[float]]
+    title: str  # of the figure
+    model: str  # what is trained, as tables call it
+    grids: Mapping[str, Sequence[float]]  # step sizes by method
+    # "" and, with dropout, `DROPOUT`, to a function from the number of inputs to a problem
     problems: Mapping[str, Callable[[int], Problem]]
-    panels: Callable[[Dataset, Parts], list[Panel]]
-    claims: Callable[[Parts], list[Claim]]
-    training: Mapping[str, Any]
-    remarks: tuple[str, ...]
-    prepare: Callable[[np.ndarray], np.ndarray] = lambda x: x
+    panels: Callable[[Dataset, Parts], list[Panel]]  # from the data and the comparisons to what is drawn
+    claims: Callable[[Parts], list[Claim]]  # from the comparisons to what is judged
+    training: Mapping[str, Any]  # further settings of every job
+    remarks: tuple[str, ...]  # end the caption
+    prepare: Callable[[np.ndarray], np.ndarray] = lambda x: x  # changes the features before they are trained on
 
     def __call__(self, lab: Lab, plan: Plan, data: Dataset) -> Result:
         """Search, train, draw and judge."""

@@ -61,23 +61,14 @@ PHOTOGRAPHS = (  # ten colour photographs, each a class: package, file
 
 @dataclass(frozen=True)
 class Dataset:
-    """One half of a data set.
+    """One half of a data set."""
 
-    Attributes:
-        name: what it is, as tables and pictures call it.
-        source: where it was found.
-        x: uint8 features [n, ...].
-        y: int32 labels [n].
-        stand_in: whether it takes the place of the paper's data set.
-        papers_own: whether it is the paper's data set, known by its checksum or its package, and all of it.
-    """
-
-    name: str
-    source: str
-    x: np.ndarray
-    y: np.ndarray
-    stand_in: bool = False
-    papers_own: bool = False
+    name: str  # what it is, as tables and pictures call it
+    source: str  # where it was found
+    x: np.ndarray  # uint8 features [n, ...]
+    y: np.ndarray  # int32 labels [n]
+    stand_in: bool = False  # whether it takes the place of the paper's data set
+    papers_own: bool = False  # whether it is the paper's data set, known by its checksum or its package, and all of it
 
     @property
     def title(self) -> str:
@@ -87,14 +78,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Where:
-    """Where to look for data.
+    """Where to look for data."""
 
-    Attributes:
-        folder: the only folder to look in, or None.
-        source: "auto", "package" (nothing from the network) or "download" (no package, no stand-in).
-    """
-
-    folder: Path | None = None
+    folder: Path | None = None  # the only folder to look in, or None
+    # "auto", "package" (nothing from the network) or "download" (no package, no stand-in)
     source: Literal["auto", "package", "download"] = "auto"
 
     def folders(self) -> list[Path]:

@@ -135,11 +135,6 @@ def read_review_archive(path: Path, half: str) -> tuple[list[str], np.ndarray]:
 
     Raises:
         DataError: for an archive that cannot be read or holds no reviews.
-
-    Example:
-        >>> read_review_archive(Path("absent.tar.gz"), "train")
-        Traceback (most recent call last):
-        adam_jax.paper.formats.DataError: absent.tar.gz cannot be read (...): fetch it again
     """
     texts, labels = [], []
     pattern = re.compile(rf"(?:\./)?aclImdb/{half}/(pos|neg)/[^/]+\.txt")

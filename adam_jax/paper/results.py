@@ -20,42 +20,25 @@ LARGEST = 2**24  # bytes of a record
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a panel.
+    """One line of a panel."""
 
-    Attributes:
-        label: its name in the legend.
-        x: [points].
-        y: [seeds, points]: the mean is drawn, and a band from the least to the greatest.
-        colour: any Matplotlib colour.
-        dashed: how lines of one colour are told apart.
-    """
-
-    label: str
-    x: np.ndarray
-    y: np.ndarray
-    colour: str
-    dashed: bool = False
+    label: str  # its name in the legend
+    x: np.ndarray  # [points]
+    y: np.ndarray  # [seeds, points]: the mean is drawn, and a band from the least to the greatest
+    colour: str  # any Matplotlib colour
+    dashed: bool = False  # how lines of one colour are told apart
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
+    """One pair of axes."""
 
-    Attributes:
-        title: above it.
-        x_label: below it.
-        y_label: beside it.
-        curves: what is drawn.
-        logarithmic: whether the vertical axis is.
-        limits: of the vertical axis; None leaves them to Matplotlib.
-    """
-
-    title: str
-    x_label: str
-    y_label: str
-    curves: list[Curve]
-    logarithmic: bool = False
-    limits: tuple[float, float] | None = None
+    title: str  # above it
+    x_label: str  # below it
+    y_label: str  # beside it
+    curves: list[Curve]  # what is drawn
+    logarithmic: bool = False  # whether the vertical axis is
+    limits: tuple[float, float] | None = None  # of the vertical axis; None leaves them to Matplotlib
 
 
 @dataclass(frozen=True)
@@ -78,28 +61,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Result:
-    """A figure as data.
+    """A figure as data."""
 
-    Attributes:
-        title: of the picture.
-        panels: drawn side by side, in `columns` columns.
-        tables: printed.
-        claims: printed and kept.
-        settings: kept as JSON.
-        caption: under the picture: data, seeds, what differs from the paper.
-        columns: of panels.
-        shared: whether all panels have the same axes and one legend.
-        curves: more arrays to keep, where the panels do not show all that was measured.
-    """
-
-    title: str
-    panels: list[Panel]
-    tables: list[Table]
-    claims: list[Claim]
-    settings: dict[str, Any]
-    caption: str = ""
-    columns: int = 2
-    shared: bool = False
+    title: str  # of the picture
+    panels: list[Panel]  # drawn side by side, in `columns` columns
+    tables: list[Table]  # printed
+    claims: list[Claim]  # printed and kept
+    settings: dict[str, Any]  # kept as JSON
+    caption: str = ""  # under the picture: data, seeds, what differs from the paper
+    columns: int = 2  # of panels
+    shared: bool = False  # whether all panels have the same axes and one legend
+    # more arrays to keep, where the panels do not show all that was measured
     curves: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 

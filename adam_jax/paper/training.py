@@ -31,36 +31,22 @@ SAVE_EVERY = 30.0  # seconds between two writings of unfinished work
 
 @dataclass(frozen=True)
 class Job:
-    """One optimizer to train.
+    """One optimizer to train."""
 
-    Attributes:
-        name: a file name for its unfinished work.
-        method: a key of `methods.METHODS`.
-        problem: what to minimise.
-        x: features [n, ...].
-        y: labels [n].
-        grid: arrays [g] of settings, "alpha" and others, trained side by side.
-        seeds: each draws parameters, minibatches and noise.
-        epochs: passes over the data.
-        batch: examples in a minibatch; what is left over at the end of a pass is left out.
-        records: points of the curve in each epoch. Minibatches beyond a multiple of it are left out of that pass; which
-            examples are in them is drawn anew for each.
-        annealed: take alpha / sqrt(t).
-        apart: train settings and seeds one after another, so that each one's time is its own.
-    """
-
-    name: str
-    method: str
-    problem: Problem
-    x: np.ndarray = field(repr=False)
-    y: np.ndarray = field(repr=False)
-    grid: Mapping[str, np.ndarray]
-    seeds: tuple[int, ...]
-    epochs: int
-    batch: int = 128
+    name: str  # a file name for its unfinished work
+    method: str  # a key of `methods.METHODS`
+    problem: Problem  # what to minimise
+    x: np.ndarray = field(repr=False)  # features [n, ...]
+    y: np.ndarray = field(repr=False)  # labels [n]
+    grid: Mapping[str, np.ndarray]  # arrays [g] of settings, "alpha" and others, trained side by side
+    seeds: tuple[int, ...]  # each draws parameters, minibatches and noise
+    epochs: int  # passes over the data
+    batch: int = 128  # examples in a minibatch; what is left over at the end of a pass is left out
+    # points of the curve in each epoch. Minibatches beyond a multiple of it are left out of that pass; which examples
+    # are in them is drawn anew for each
     records: int = 10
-    annealed: bool = False
-    apart: bool = False
+    annealed: bool = False  # take alpha / sqrt(t)
+    apart: bool = False  # train settings and seeds one after another, so that each one's time is its own
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -91,17 +77,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Curves:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        costs: mean training cost of the minibatches between two points, [seeds, settings, points].
-        passes: passes over the data at each point, [points].
-        seconds: time spent training one setting of one seed until each point, compilation left out, [points].
-    """
-
-    costs: np.ndarray
-    passes: np.ndarray
-    seconds: np.ndarray
+    costs: np.ndarray  # mean training cost of the minibatches between two points, [seeds, settings, points]
+    passes: np.ndarray  # passes over the data at each point, [points]
+    seconds: np.ndarray  # time spent training one setting of one seed until each point, compilation left out, [points]
 
     @property
     def last(self) -> np.ndarray:
