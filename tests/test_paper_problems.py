@@ -12,7 +12,7 @@ import pytest
 
 import adam_jax.paper
 from adam_jax.paper import figure1, figure2, figure3, figure4, problems
-from adam_jax.paper.lab import Comparison
+from adam_jax.paper.contest import Comparison
 from adam_jax.paper.results import Table
 from adam_jax.paper.training import Curves
 

@@ -100,9 +100,9 @@ def convolutional(
 ) -> Problem:
     """The convolutional net of Section 6.3: c64-c64-c128-1000, 5 x 5 filters, 3 x 3 max-pooling with stride 2.
 
-    Images have height and width `size`, a multiple of 8, and three channels, already whitened (float32). `widths` are filters
-    of the three stages and units of the fully connected layer; `noise` and `input_noise` are dropout of that layer and of the
-    input.
+    Images have height and width `size`, a multiple of 8, and three channels, already whitened (float32). `widths` are
+    filters of the three stages and units of the fully connected layer; dropout is `noise` of that layer, `input_noise` of
+    the input.
 
     Example:
         >>> params = jax.eval_shape(convolutional(32, 10).init, jax.random.key(0))
