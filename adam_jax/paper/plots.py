@@ -24,7 +24,7 @@ def draw(result: Result) -> Figure:
     rows = -(-len(result.panels) // columns) or 1
     width, height = (3.4, 2.3) if result.shared else (5.2, 3.9)
     figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.9), layout="constrained")
-    figure.suptitle(result.title)
+    figure.suptitle(f"\n{result.title}" if result.shared else result.title)  # a line for the legend
     axes = np.atleast_1d(figure.subplots(rows, columns, sharex=result.shared, sharey=result.shared)).ravel()
     for axis, panel in zip(axes, result.panels, strict=False):
         _panel(axis, panel)
@@ -35,7 +35,9 @@ def draw(result: Result) -> Figure:
     for axis in axes[len(result.panels) :]:
         axis.set_axis_off()
     if result.shared and result.panels:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9, frameon=False, borderpad=0
+        )
     if result.caption:
         figure.supxlabel(textwrap.fill(result.caption, round(18 * width * columns)), fontsize=7, color="0.35")
     return figure
