@@ -104,10 +104,11 @@ def _as_fast_as(found: Comparison, rival: str, noisy: str = "") -> Claim:
     runs = ["adagrad", "adagrad_constant"] if rival == "adagrad" else [rival]
     adam, other = found.overall("adam"), min(map(found.overall, runs))
     name = "AdaGrad" if rival == "adagrad" else METHODS[rival].label
+    ratio = adam / other - 1
     return Claim(
         f"Adam converges as fast as {name}{noisy} (mean costs over the run within 5 %)",
-        bool(np.isfinite(adam)) and abs(adam / other - 1) <= 0.05,
-        f"Adam {adam:.4f}, {name} {other:.4f}",
+        bool(np.isfinite(adam)) and abs(ratio) <= 0.05,
+        f"Adam {adam:.4f}, {name} {other:.4f}, Adam's {100 * abs(ratio):.3g} % {'higher' if ratio > 0 else 'lower'}",
     )
 
 
