@@ -118,8 +118,12 @@ def _instant(monkeypatch, claim="water is wet"):
 def test_a_full_disk_is_one_line_and_status_2(tmp_path, capsys, monkeypatch):
     made = _instant(monkeypatch)
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    opened = Path.open
+
+    def full(path, mode="r", *rest, **more):
+        if mode == "xb":  # what `write` opens
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode, *rest, **more)
 
     monkeypatch.setattr(Path, "open", full)
     assert main([*FIG1A, "--out", str(tmp_path)]) == 2

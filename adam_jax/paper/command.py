@@ -1,6 +1,7 @@
 """The command line: `python -m adam_jax paper FIGURE`."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -57,17 +58,13 @@ def main(argv: Sequence[str]) -> int:
         if arguments.figure == "list":
             report.listing(FIGURES.values())
             return 0
-        jax.devices()  # a backend that is not there is found now
+        _check_backend()
         names = list(FIGURES) if arguments.figure == "all" else [arguments.figure]
         return max([_one(report, name, arguments, keep_going=len(names) > 1) for name in names])
     except SystemExit:  # argparse has printed its help
         return 0
     except (_UsageError, DataError) as error:
         return _complain(error)
-    except RuntimeError as error:
-        if "backend" not in str(error):
-            raise
-        return _complain(f"JAX cannot use the backend that JAX_PLATFORMS names: {str(error).splitlines()[0]}")
     except OSError as error:
         if error.filename is None:
             raise
@@ -129,6 +126,13 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _check_backend() -> None:
+    try:
+        jax.devices()
+    except RuntimeError as error:  # a variable names one that is not there
+        raise _UsageError(f"JAX cannot start, see JAX_PLATFORMS: {error}") from None
+
+
 def _complain(error: object) -> int:
     print("adam_jax paper:", " ".join(str(error).split()), file=sys.stderr)
     return 2
@@ -166,8 +170,9 @@ def _run(report: Report, name: str, arguments: argparse.Namespace) -> None:
         if not arguments.fresh and results.finished(stem, identity):
             report.say(f"{name} is finished in {out}, on {data.name}; --fresh starts over")
             return
-        work = _work(report, out, name, saved.digest(identity)[:12], arguments.fresh)
-        lab = replace(lab, folder=saved.folder(work, owner))
+        work = out / f".unfinished-{name}-{saved.digest(identity)[:12]}"
+        _look_at(report, work, owner, arguments.fresh)
+        lab = replace(lab, folder=work)
         report.rule(f"{name}: {figure.title}")
         begin = time.monotonic()
         with report.working():
@@ -179,17 +184,15 @@ def _run(report: Report, name: str, arguments: argparse.Namespace) -> None:
     report.say(f"{time.monotonic() - begin:.0f} s; wrote {', '.join(map(str, paths))}")
 
 
-def _work(report: Report, out: Path, name: str, mark: str, fresh: bool) -> Path:
-    """Where unfinished work of these settings and data is kept; says what there is of it, and of others'."""
-    work = out / f".unfinished-{name}-{mark}"
-    if fresh and work.is_dir():
+def _look_at(report: Report, work: Path, owner: int, fresh: bool) -> None:
+    """Make the folder of unfinished work of these settings and data, or say what there is, of it and of others'."""
+    if fresh and os.path.lexists(work):
         report.say(f"starting over: unfinished work is kept as {saved.aside(work)[0]}")
-    elif work.is_dir() and any(work.iterdir()):
+    if any(saved.folder(work, owner).iterdir()):
         report.say(f"going on with unfinished work in {work}")
-    others = [str(path) for path in out.glob(f".unfinished-{name}-*") if path != work]
-    if others:
-        report.say(f"unfinished work of other settings or data is left alone: {', '.join(sorted(others)[:3])}")
-    return work
+    figure = work.name.rsplit("-", 1)[0]
+    if others := sorted(str(path) for path in work.parent.glob(f"{figure}-*") if path != work):
+        report.say(f"unfinished work of other settings or data is left alone: {', '.join(others[:3])}")
 
 
 def _keep(report: Report, result: results.Result, stem: Path, identity: dict[str, Any], under: str) -> list[Path]:
