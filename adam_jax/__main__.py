@@ -5,8 +5,10 @@ import importlib
 import importlib.metadata
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 COMMANDS = {"paper": "adam_jax.paper.command", "bench": "adam_jax.bench"}
 USAGE = """usage: python -m adam_jax paper FIGURE [options]   reproduce an experiment of the paper (FIGURE: list shows them)
@@ -39,7 +41,8 @@ def _command(argv: Sequence[str]) -> int:
         got = f"got {argv[0][:40]!r}" if argv else "got none"
         return _complain(f"the command must be one of {', '.join(COMMANDS)}, {got}")
     try:
-        command = importlib.import_module(COMMANDS[argv[0]])
+        with _killed_by_ctrl_c():
+            command = importlib.import_module(COMMANDS[argv[0]])
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("adam_jax"):
             raise
@@ -47,6 +50,20 @@ def _command(argv: Sequence[str]) -> int:
     except (ImportError, ValueError) as error:  # Matplotlib and others refuse variables like MPLBACKEND when imported
         return _complain(f"{argv[0]} cannot start: {error}")
     return command.main(argv[1:])
+
+
+@contextlib.contextmanager
+def _killed_by_ctrl_c() -> Iterator[None]:
+    """Inside, Ctrl-C ends the process with status 130 and no traceback from the midst of some package's import."""
+    ours = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL)
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _complain(line: str) -> int:

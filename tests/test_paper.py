@@ -242,11 +242,23 @@ def test_a_terminal_without_unicode_gets_ascii(tmp_path):
     assert not run.stderr
 
 
-def test_ctrl_c_while_importing_is_one_line_and_status_130(monkeypatch, capsys):
-    def interrupted(_name):
-        raise KeyboardInterrupt
+def test_ctrl_c_while_importing_ends_the_process_without_a_traceback(tmp_path):
+    code = (
+        "import importlib, os, signal, sys\n"
+        "from adam_jax.__main__ import main\n"
+        "importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main(['paper', 'list'])\n"
+        "print('went on')"
+    )
+    where = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=where, cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (-signal.SIGINT, "", "")
+    assert main(["paper", "list"]) == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    monkeypatch.setattr("importlib.import_module", interrupted)
+
+def test_ctrl_c_anywhere_else_is_one_line_and_status_130(monkeypatch, capsys):
+    monkeypatch.setattr(command, "main", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["paper", "list"]) == 130
     assert capsys.readouterr().err == "adam_jax: stopped\n"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from adam_jax.paper.lab import Figure
@@ -70,9 +70,10 @@ class Report:
         if not self.console.is_terminal:
             yield
             return
-        name, left = TextColumn("{task.description}", markup=False), TextColumn("left")
-        columns = [name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn()]
-        with Progress(*columns, console=self.console) as self.bars:
+        shortened = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        name, left = TextColumn("{task.description}", markup=False, table_column=shortened), TextColumn("left")
+        columns = [name, BarColumn(10), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn()]
+        with Progress(*columns, console=self.console, expand=True) as self.bars:
             yield
         self.bars = None
 
