@@ -85,7 +85,7 @@ def test_a_claim_on_other_data_says_so(written):
         (["paper", "fig1a", "--data", "nowhere"], "nowhere"),
         (["paper", "fig1a", "--frobnicate"], "--frobnicate"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_one_line_and_status_2(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2

@@ -106,7 +106,7 @@ def test_a_folder_without_the_data_is_never_replaced_by_a_package(tmp_path):
         (lambda raw: gzip.compress(raw)[:-9], "cannot be read"),
         (lambda raw: b"\x1f\x8b" + raw, "cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_idx_file_is_named(tmp_path, damage, said):
     _write_digits(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
@@ -171,7 +171,7 @@ class _Evil:
         (b"\x80\x02", "cannot be read"),
         (b"", "cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_a_cifar_batch_runs_nothing_and_damage_is_named(tmp_path, monkeypatch, content, said):
     monkeypatch.chdir(tmp_path)
     path = _archive(tmp_path / "a.tar.gz", _batches(content)[1])
@@ -194,8 +194,12 @@ def _know(monkeypatch, path):
 
 
 def test_reviews_are_read_from_the_archive(tmp_path, monkeypatch):
-    files = {"aclImdb/train/pos/0_9.txt": b"A good film", "aclImdb/train/neg/0_2.txt": b"A bad film<br />bad",
-             "aclImdb/train/unsup/0_0.txt": b"not this", "aclImdb/test/pos/0_9.txt": b"nor this"}  # fmt: skip
+    files = {
+        "aclImdb/train/pos/0_9.txt": b"A good film",
+        "aclImdb/train/neg/0_2.txt": b"A bad film<br />bad",
+        "aclImdb/train/unsup/0_0.txt": b"not this",
+        "aclImdb/test/pos/0_9.txt": b"nor this",
+    }
     path = _archive(tmp_path / "aclImdb_v1.tar.gz", files)
     _know(monkeypatch, path)
     reviews = data.imdb(Where(tmp_path), words=4)

@@ -20,9 +20,18 @@ Y = RNG.integers(0, 3, 40).astype(np.int32)
 
 def _job(**changes) -> training.Job:
     settings = {
-        "name": "job", "method": "adam", "problem": problems.logistic(6, 3, noise=0.25), "x": X, "y": Y,
-        "grid": {"alpha": np.array([0.01, 0.1])}, "seeds": (3, 4), "epochs": 3, "batch": 8, "records": 2, "annealed": True,
-    }  # fmt: skip
+        "name": "job",
+        "method": "adam",
+        "problem": problems.logistic(6, 3, noise=0.25),
+        "x": X,
+        "y": Y,
+        "grid": {"alpha": np.array([0.01, 0.1])},
+        "seeds": (3, 4),
+        "epochs": 3,
+        "batch": 8,
+        "records": 2,
+        "annealed": True,
+    }
     return training.Job(**settings | changes)
 
 

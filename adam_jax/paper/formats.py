@@ -177,17 +177,10 @@ def _bounded(count: int) -> None:
 
 
 def bag_of_words(texts: Iterable[str], words: int) -> tuple[np.ndarray, list[str]]:
-    """Which of the most frequent words each text holds (Section 6.1 takes 10,000).
+    """Which of the most frequent words each text holds (Section 6.1 takes 10,000), and those words, most frequent first.
 
-    Args:
-        texts: any texts; a word is a run of letters and apostrophes, in lower case.
-        words: how many of the most frequent words to keep; ties go to the word seen first.
-
-    Returns:
-        A uint8 array [texts, words] of zeros and ones, and the words, most frequent first.
-
-    Raises:
-        DataError: where that array would be larger than 1 GiB.
+    A word is a run of letters and apostrophes, in lower case; ties go to the word seen first. A uint8 array [texts, words]
+    of zeros and ones that would be larger than 1 GiB is a DataError.
 
     Example:
         >>> bag_of_words(["Good, good film", "bad film"], 2)
