@@ -11,8 +11,8 @@ The map, from the arithmetic up:
 * `transforms`: the family, `init`/`update` pairs over pytrees.
 * `scaling`, `averaging`, `faults`: what stands around it in a chain.
 * `weights`: bfloat16 and float16 weights that still learn.
-* `leafsums`, `diagnostics`, `recorder`: what Adam is doing, read from its state, in files and in pictures.
-* `domains`, `regret`: the online game of Section 4, and where Adam fails.
+* `watch`: what Adam is doing, read from its state, in files and in pictures.
+* `online`: the game of Section 4, its regret and bound, and where Adam fails.
 * `skipped`, `rows`: tables of which each step touches a few rows.
 * `optimizers`: chains of those, with Optax's signatures.
 * `interop`: other frameworks' settings.
@@ -20,21 +20,9 @@ The map, from the arithmetic up:
 """
 
 from adam_jax.averaging import AverageParamsState, average_params, averaged_params
-from adam_jax.diagnostics import Diagnostics, Measurements, watch_adam
-from adam_jax.domains import Ball, Box
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
 from adam_jax.interop import adam_defaults
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
-from adam_jax.recorder import Recorder, plot_history
-from adam_jax.regret import (
-    BestPoint,
-    Game,
-    RegretBound,
-    best_fixed_point,
-    play,
-    theorem_4_1_bound,
-    theorem_4_1_settings,
-)
 from adam_jax.rows import RowAdam, RowAdamState, row_adam
 from adam_jax.scaling import (
     ScaleByBiasCorrectionState,
@@ -54,6 +42,7 @@ from adam_jax.transforms import (
     scale_by_lp,
 )
 from adam_jax.trees import label_by_path
+from adam_jax.watch import watch_adam
 from adam_jax.weights import (
     MasterResidualState,
     StochasticRoundingState,
@@ -66,15 +55,7 @@ from adam_jax.weights import (
 
 __all__ = [
     "AverageParamsState",
-    "Ball",
-    "BestPoint",
-    "Box",
-    "Diagnostics",
-    "Game",
     "MasterResidualState",
-    "Measurements",
-    "Recorder",
-    "RegretBound",
     "RowAdam",
     "RowAdamState",
     "ScaleByAdamState",
@@ -92,7 +73,6 @@ __all__ = [
     "amsgrad",
     "average_params",
     "averaged_params",
-    "best_fixed_point",
     "clip_by_global_norm",
     "in_float32",
     "inverse_sqrt_decay",
@@ -101,8 +81,6 @@ __all__ = [
     "master_residual",
     "nadam",
     "nadamw",
-    "play",
-    "plot_history",
     "raise_if_stuck",
     "row_adam",
     "scale_by_adam",
@@ -115,7 +93,5 @@ __all__ = [
     "skip_nonfinite",
     "state_bytes",
     "stochastic_rounding",
-    "theorem_4_1_bound",
-    "theorem_4_1_settings",
     "watch_adam",
 ]

@@ -1,7 +1,7 @@
 """Sums over the coordinates of one leaf of Adam's state, all in one pass over its moments.
 
-This is what `adam_jax.diagnostics` measures from. One variadic reduction reads each moment once, as it is kept, and decodes
-it on the way; partial sums of blocks keep float32 accurate and stay on the device that holds the block.
+One variadic reduction reads each moment once, as it is kept, and decodes it on the way; partial sums of blocks keep float32
+accurate and stay on the device that holds the block.
 
 XLA vectorises a reduction on CPU only if its reducer has a single operation on floats. So each block is summed as many times
 as there are float sums, in rows of which each adds up one of them and a part of the counts; a block stays in the cache

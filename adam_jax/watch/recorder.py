@@ -4,8 +4,6 @@ The packages that draw and write are optional, `pip install "adam_jax[watch]"`, 
 """
 
 import csv
-import importlib
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +12,10 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from adam_jax.leafsums import SNR_EDGES
+from adam_jax.watch.extras import imported
+from adam_jax.watch.sums import SNR_EDGES
 
-__all__ = ["Recorder", "plot_history", "record"]
+__all__ = ["Recorder", "record"]
 
 _SHOWN = ("snr_mean", "step_rms", "step_max", "at_alpha", "eps_dominated", "dead", "nonfinite", "cosine", "update_ratio")
 _LEVELS = ("05", "25", "50", "75", "95")
@@ -104,15 +103,15 @@ class Recorder:
         self.leaves = leaves
         self.rows: list[dict[str, float]] = []
         if parquet is not None:
-            _import("pyarrow.parquet")
+            imported("pyarrow.parquet")
             if Path(parquet).exists():
                 raise FileExistsError(f"parquet must name a file that does not exist, got {parquet}")
         self._parquet = parquet
-        self._events = None if tensorboard is None else _import("tensorboardX").SummaryWriter(str(tensorboard))
+        self._events = None if tensorboard is None else imported("tensorboardX").SummaryWriter(str(tensorboard))
         self._csv = None if csv is None else Path(csv)
         if self._csv:
             self._csv.touch(exist_ok=False)
-        self._live = _import("rich.live").Live(auto_refresh=False) if table else None
+        self._live = imported("rich.live").Live(auto_refresh=False) if table else None
         if self._live:
             self._live.start()
 
@@ -157,8 +156,8 @@ class Recorder:
         if self._events:
             self._events.close()
         if self._parquet is not None:
-            table = _import("pyarrow").Table.from_pylist(self.rows)
-            _import("pyarrow.parquet").write_table(table, self._parquet)
+            table = imported("pyarrow").Table.from_pylist(self.rows)
+            imported("pyarrow.parquet").write_table(table, self._parquet)
             self._parquet = None
 
     def __enter__(self) -> Self:
@@ -170,7 +169,7 @@ class Recorder:
     def _table(self, more: list[str]) -> Any:
         shown = [name for name in (*more, *_SHOWN) if name in self.rows[-1]]
         rows = self.rows[-5:]
-        table = _import("rich.table").Table("step", *(f"{row['step']:g}" for row in rows), title="Adam")
+        table = imported("rich.table").Table("step", *(f"{row['step']:g}" for row in rows), title="Adam")
         for name in shown:
             table.add_row(name, *(f"{row[name]:.4g}" for row in rows))
         return table
@@ -188,123 +187,3 @@ def _write_events(events: Any, step: int, row: dict[str, float], diagnostics: An
         sum_squares=float(counts @ middle**2), bucket_limits=edges.tolist(), bucket_counts=counts.tolist(),
         global_step=step,
     )  # fmt: skip
-
-
-def plot_history(history: Any, *, leaf: str | None = None, title: str | None = None) -> Any:
-    """Draw what Adam did: signal-to-noise, effective step and its bounds, norms, directions, dead shares, the histogram.
-
-    Args:
-        history: `Diagnostics` stacked by `lax.scan`, or a sequence of them.
-        leaf: the path of one leaf; default all together.
-        title: of the figure.
-
-    Returns:
-        A Matplotlib figure that belongs to no window: save it with `savefig`.
-
-    Raises:
-        ValueError: for a history of nothing, or a single `Diagnostics`.
-        ImportError: where Matplotlib is missing.
-
-    Example:
-        >>> import adam_jax
-        >>> seen = adam_jax.watch_adam("square")(adam_jax.adam().init(jnp.ones(3)))
-        >>> [axis.get_title() for axis in plot_history([seen, seen]).axes][:2]
-        ['signal-to-noise ratio', 'effective step']
-    """
-    figure_module = _import("matplotlib.figure")
-    if isinstance(history, Sequence) and not hasattr(history, "_fields"):
-        if not history:
-            raise ValueError("history must hold at least one Diagnostics, got none")
-        history = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *history)
-    history = jax.tree.map(np.asarray, history)
-    if history.count.ndim != 1:
-        raise ValueError(f"history must be stacked along one axis, got count of shape {history.count.shape}")
-    seen = history.overall if leaf is None else history.leaves[leaf]
-    figure = figure_module.Figure(figsize=(12, 6.6), layout="constrained")
-    figure.suptitle(title or f"Adam, {leaf or 'all leaves'}")
-    axes = figure.subplots(2, 3).ravel()
-    panels = (_snr_panel, _step_panel, _norm_panel, _direction_panel, _share_panel, _histogram_panel)
-    for axis, panel in zip(axes, panels, strict=True):
-        panel(axis, history, seen)
-        axis.set_xlabel("step")
-    return figure
-
-
-def _snr_panel(axis: Any, history: Any, seen: Any) -> None:
-    low, first, median, third, high = seen.snr_quantiles.T
-    axis.fill_between(history.count, low, high, color="C0", alpha=0.15, lw=0, label="5 to 95 %")
-    axis.fill_between(history.count, first, third, color="C0", alpha=0.3, lw=0, label="25 to 75 %")
-    axis.plot(history.count, median, color="C0", label="median")
-    axis.plot(history.count, seen.snr_mean, color="C3", label="mean")
-    axis.set(title="signal-to-noise ratio", ylabel="|m̂| / √v̂")
-    _log_scale(axis)
-    _legend(axis)
-
-
-def _step_panel(axis: Any, history: Any, seen: Any) -> None:
-    _lines(axis, history, {"rms": seen.step_rms, "largest": seen.step_max})
-    for name, value, style in (("α", history.learning_rate, ":"), ("Section 2.1", history.bound, "--"),
-                               ("Cauchy-Schwarz", history.supremum, "-.")):  # fmt: skip
-        if np.isfinite(value).all():
-            axis.plot(history.count, value, style, color="0.4", lw=1, label=name)
-    axis.set(title="effective step", ylabel="|Δ|")
-    _log_scale(axis)
-    _legend(axis)
-
-
-def _norm_panel(axis: Any, history: Any, seen: Any) -> None:
-    names = {"m̂": "mu_norm", "√v̂": "nu_norm", "gradient": "gradient_norm", "params": "param_norm", "update": "update_norm"}
-    _lines(axis, history, {label: getattr(seen, name) for label, name in names.items()})
-    axis.set(title="norms")
-    _log_scale(axis)
-    _legend(axis)
-
-
-def _direction_panel(axis: Any, history: Any, seen: Any) -> None:
-    _lines(axis, history, {"cosine of m̂ and g": seen.cosine, "update / params": seen.update_ratio})
-    axis.set(title="direction and relative step", yscale="symlog")
-    axis.set_yscale("symlog", linthresh=1e-4)
-    _legend(axis)
-
-
-def _share_panel(axis: Any, history: Any, seen: Any) -> None:
-    shares = {"v = 0": seen.dead, "√v̂ < ε": seen.eps_dominated, "|Δ| at α": seen.at_alpha, "|Δ| at the bound": seen.at_bound}
-    _lines(axis, history, shares)
-    axis.set(title="shares of coordinates", ylim=(-0.02, 1.02))
-    _legend(axis)
-
-
-def _histogram_panel(axis: Any, history: Any, seen: Any) -> None:
-    counts = seen.snr_histogram / np.maximum(seen.snr_histogram.sum(-1, keepdims=True), 1)
-    exponents = np.log2(SNR_EDGES)
-    exponents = np.array([exponents[0] - 0.5, *exponents, exponents[-1] + 0.5])  # of the bins' edges
-    edges = np.append(history.count, history.count[-1] + 1)
-    mesh = axis.pcolormesh(edges, exponents, counts.T, cmap="Blues", rasterized=True)
-    axis.set(title="signal-to-noise, share of live coordinates", ylabel="log₂ |m̂| / √v̂")
-    axis.figure.colorbar(mesh, ax=axis)
-
-
-def _lines(axis: Any, history: Any, lines: dict[str, Any]) -> None:
-    for label, values in lines.items():
-        if values is not None:
-            axis.plot(history.count, values, label=label, lw=1.3)
-
-
-def _log_scale(axis: Any) -> None:
-    """A logarithmic scale, unless everything is zero: before the first step, or without a gradient."""
-    if any(np.any(np.asarray(line.get_ydata()) > 0) for line in axis.get_lines()):
-        axis.set_yscale("log")
-
-
-def _legend(axis: Any) -> None:
-    axis.grid(alpha=0.25)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=8)
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.split(".")[0]
-        raise ImportError(f'{package} is needed here: pip install "adam_jax[watch]"', name=package) from error

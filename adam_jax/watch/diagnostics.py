@@ -19,9 +19,9 @@ from jax.typing import ArrayLike
 
 from adam_jax import checks, moments, storage, trees
 from adam_jax.faults import SkipNonfiniteState
-from adam_jax.leafsums import SNR_EDGES, Sums, ToSteps, add, leaf_sums
 from adam_jax.storage import KeptMoments
 from adam_jax.transforms import Decay, Kept, ScaleByAdamState, ScaleByAmsgradState
+from adam_jax.watch.sums import SNR_EDGES, Sums, ToSteps, add, leaf_sums
 
 __all__ = ["SNR_EDGES", "SNR_LEVELS", "Diagnostics", "Leaves", "Measurements", "watch_adam"]
 

@@ -1,8 +1,7 @@
-"""What was measured arrives, unchanged, where people look: a table, CSV, Parquet, TensorBoard, a figure."""
+"""What was measured arrives, unchanged, where people look: a table, CSV, Parquet, TensorBoard."""
 
 import csv
 import io
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.recorder import Recorder, plot_history, record
+from adam_jax.watch import Recorder, record
 
 TX = adam_jax.adam(1e-2)
 WATCH = adam_jax.watch_adam("square", learning_rate=1e-2)
@@ -76,15 +75,7 @@ def test_the_table_shows_the_last_records(steps, monkeypatch):
     assert f"{recorder.rows[-1]['snr_mean']:.4g}" in shown
 
 
-def test_the_figure_draws_the_history(history, steps):
-    for figure in (plot_history(history), plot_history(steps), plot_history(history, leaf="['w']", title="w")):
-        assert len(figure.axes) == 7  # six panels and a colour bar
-        figure.savefig(io.BytesIO(), format="png")
-    mean = next(line for line in plot_history(steps).axes[0].lines if line.get_label() == "mean")
-    np.testing.assert_array_equal(mean.get_ydata(), history.overall.snr_mean)
-
-
-def test_what_cannot_be_written_or_drawn_is_refused(tmp_path, steps, monkeypatch):
+def test_what_cannot_be_written_is_refused(tmp_path, steps):
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         Recorder(every=0)
     recorder = Recorder(every=1)
@@ -95,12 +86,3 @@ def test_what_cannot_be_written_or_drawn_is_refused(tmp_path, steps, monkeypatch
     for name in ("csv", "parquet"):
         with pytest.raises(FileExistsError, match=r"there\.csv"):
             Recorder(**{name: tmp_path / "there.csv"})
-    with pytest.raises(ValueError, match="at least one Diagnostics"):
-        plot_history([])
-    with pytest.raises(ValueError, match="stacked along one axis"):
-        plot_history(steps[0])
-    with pytest.raises(KeyError):
-        plot_history(steps, leaf="['x']")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'matplotlib is needed here: pip install "adam_jax\[watch\]"'):
-        plot_history(steps)

@@ -1,0 +1,58 @@
+"""The figure draws what was measured."""
+
+import io
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from adam_jax.watch import plot_history
+
+TX = adam_jax.adam(1e-2)
+WATCH = adam_jax.watch_adam("square", learning_rate=1e-2)
+PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12), "b": jnp.zeros(3)}
+
+
+@jax.jit
+def _scan(params):
+    def step(carry, seed):
+        params, state = carry
+        g = jax.tree.map(lambda p: 2 * p + jax.random.normal(jax.random.key(seed), p.shape), params)
+        updates, state = TX.update(g, state, params)
+        return (optax.apply_updates(params, updates), state), WATCH(state, g, params, updates)
+
+    return jax.lax.scan(step, (params, TX.init(params)), jnp.arange(6))[1]
+
+
+@pytest.fixture(scope="module")
+def history():
+    return jax.device_get(_scan(PARAMS))
+
+
+@pytest.fixture(scope="module")
+def steps(history):
+    return [jax.tree.map(lambda x, i=i: x[i], history) for i in range(6)]
+
+
+def test_the_figure_draws_the_history(history, steps):
+    for figure in (plot_history(history), plot_history(steps), plot_history(history, leaf="['w']", title="w")):
+        assert len(figure.axes) == 7  # six panels and a colour bar
+        figure.savefig(io.BytesIO(), format="png")
+    mean = next(line for line in plot_history(steps).axes[0].lines if line.get_label() == "mean")
+    np.testing.assert_array_equal(mean.get_ydata(), history.overall.snr_mean)
+
+
+def test_what_cannot_be_drawn_is_refused(steps, monkeypatch):
+    with pytest.raises(ValueError, match="at least one Diagnostics"):
+        plot_history([])
+    with pytest.raises(ValueError, match="stacked along one axis"):
+        plot_history(steps[0])
+    with pytest.raises(KeyError):
+        plot_history(steps, leaf="['x']")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'matplotlib is needed here: pip install "adam_jax\[watch\]"'):
+        plot_history(steps)
