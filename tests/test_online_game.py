@@ -74,9 +74,19 @@ def test_losses_that_are_not_convex_are_refused():
 
 def test_domains_streams_and_settings_that_cannot_be_are_refused():
     stream = jnp.ones(3)
-    for domain in (Box(1.0, 0.0), Ball(-1.0), Ball(jnp.inf), Box(jnp.nan, 1.0)):
-        with pytest.raises(ValueError, match="is empty or unbounded"):
-            play(linear_losses, stream, jnp.float32(0.0), optax.sgd(0.1), domain)
+    for domain, bounds, message in (
+        (Box, (1.0, -1.0), r"lower must be <= upper, or the box is empty, got 1\.0 and -1\.0"),
+        (Box, (jnp.nan, 1.0), "lower must be a finite number, got nan"),
+        (Box, (0.0, jnp.inf), "upper must be a finite number, got inf"),
+        (Ball, (-1.0,), r"radius must be a finite number >= 0, got -1\.0"),
+        (Ball, (1.0, jnp.nan), "center must be a finite number, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            domain(*bounds)
+    with pytest.raises(TypeError, match="domain must be a Box or a Ball, got 5"):
+        play(linear_losses, stream, jnp.float32(0.0), optax.sgd(0.1), 5)
+    with pytest.raises(TypeError, match=r"tx must be a gradient transformation .* got 0\.1"):
+        play(linear_losses, stream, jnp.float32(0.0), 0.1)
     with pytest.raises(ValueError, match="start must lie inside"):
         play(linear_losses, stream, jnp.float32(3.0), optax.sgd(0.1), INTERVAL)
     for bad in (jnp.ones(0), (jnp.ones(3), jnp.ones(2)), jnp.ones(())):
@@ -90,5 +100,5 @@ def test_domains_streams_and_settings_that_cannot_be_are_refused():
     game = play(linear_losses, stream, jnp.float32(0.0), optax.sgd(0.1), INTERVAL)
     with pytest.raises(ValueError, match=r"needs b1\^2 < sqrt\(b2\)"):
         theorem_4_1_bound(game, INTERVAL, 0.1, 0.99, 0.5, 0.5)
-    with pytest.raises(ValueError, match="c must be > period - 1"):
+    with pytest.raises(ValueError, match=r"c must be a finite number > 2, got 1\.5"):
         reddi_losses(10, 1.5)

@@ -10,10 +10,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from adam_jax.online.domains import Domain
+from adam_jax import checks
+from adam_jax.online.domains import Domain, check_domain
 from adam_jax.online.game import Loss, length
-
-__all__ = ["BestPoint", "best_fixed_point", "minimise"]
 
 
 class BestPoint(NamedTuple):
@@ -45,14 +44,14 @@ def best_fixed_point(
         stream: a tree of arrays whose first axis is time.
         start: params where to begin, of any dtype.
         domain: `Box` or `Ball`.
-        tolerance: of the mean loss.
-        max_steps: of the solver.
+        tolerance: number > 0, of the mean loss.
+        max_steps: of the solver, at least 1.
 
     Returns:
         A `BestPoint`.
 
     Raises:
-        ValueError: for an empty domain or stream, if the gap is not reached within `max_steps`, or if the mean loss there
+        ValueError: for an empty stream, if the gap is not reached within `max_steps`, or if the mean loss there
             is below its tangent at the start, and so not convex.
 
     Example:
@@ -61,7 +60,9 @@ def best_fixed_point(
         >>> print(best.params.round(3), round(best.loss, 3), best.gap < 1e-6)
         0.5 0.25 True
     """
-    domain.check()
+    check_domain(domain)
+    checks.number("tolerance", tolerance, above=0.0, known=True)
+    checks.integer("max_steps", max_steps, 1)
     length(stream)
     with _enable_x64(True):
         wide = jax.tree.map(_float64, stream)
@@ -102,23 +103,7 @@ def minimise(
     tolerance: float,
     max_steps: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Minimise a convex function by FISTA with backtracking and restarts (Beck & Teboulle; O'Donoghue & Candès).
-
-    Args:
-        value_and_grad: from a vector to the function's value and gradient.
-        x: [d], where to begin, in the domain.
-        domain: where to stay.
-        tolerance: the gap at which to stop.
-        max_steps: the number of steps at which to stop.
-
-    Returns:
-        The point, its value, its gap, which bounds how far the value is above the minimum, and the steps taken.
-
-    Example:
-        >>> x, *_ = minimise(jax.value_and_grad(lambda x: jnp.sum((x - 3) ** 2)), jnp.zeros(2), Box(0.0, 1.0), 1e-6, 100)
-        >>> print(x)
-        [1. 1.]
-    """
+    """FISTA with backtracking and restarts (Beck & Teboulle; O'Donoghue & Candès): the point, value, gap and steps taken."""
 
     def descend(y: jax.Array, value: jax.Array, g: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array]:
         def too_long(rate: jax.Array) -> jax.Array:

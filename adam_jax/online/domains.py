@@ -1,29 +1,35 @@
 """Bounded convex sets."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-__all__ = ["Ball", "Box", "Domain"]
+from adam_jax import checks
 
 
-class Box(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Box:
     """The domain lower <= theta_i <= upper.
 
     Attributes:
-        lower: number.
-        upper: number.
+        lower: finite number.
+        upper: finite number, at least `lower`.
+
+    Raises:
+        ValueError: for a box that is empty or unbounded.
     """
 
     lower: float
     upper: float
 
-    def check(self) -> None:
-        """Raise if the domain is empty, unbounded or not a number."""
-        if not (np.isfinite(self.lower) and np.isfinite(self.upper) and self.lower <= self.upper):
-            raise ValueError(f"the box is empty or unbounded: lower must be <= upper and both finite, got {self}")
+    def __post_init__(self) -> None:
+        """Refuse a box that is empty or unbounded."""
+        checks.number("lower", self.lower, known=True)
+        checks.number("upper", self.upper, known=True)
+        if self.lower > self.upper:
+            raise ValueError(f"lower must be <= upper, or the box is empty, got {self.lower} and {self.upper}")
 
     def project(self, x: jax.Array) -> jax.Array:
         """The nearest point of the domain, in the Euclidean norm and in Adam's norm weighted by sqrt(vhat) alike."""
@@ -38,24 +44,28 @@ class Box(NamedTuple):
         return (self.upper - self.lower) * size**0.5, self.upper - self.lower
 
 
-class Ball(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Ball:
     """The domain |theta - center| <= radius, Euclidean, over all leaves together.
 
     Adam's own projection is in the norm weighted by sqrt(vhat), which for a ball is another point; this is the Euclidean
     one, as in projected gradient descent.
 
     Attributes:
-        radius: number.
-        center: number.
+        radius: finite number, at least 0.
+        center: finite number.
+
+    Raises:
+        ValueError: for a ball that is empty or unbounded.
     """
 
     radius: float
     center: float = 0.0
 
-    def check(self) -> None:
-        """Raise if the domain is empty, unbounded or not a number."""
-        if not (np.isfinite(self.radius) and np.isfinite(self.center) and self.radius >= 0):
-            raise ValueError(f"the ball is empty or unbounded: radius must be >= 0 and finite, got {self}")
+    def __post_init__(self) -> None:
+        """Refuse a ball that is empty or unbounded."""
+        checks.number("radius", self.radius, at_least=0.0, known=True)
+        checks.number("center", self.center, known=True)
 
     def project(self, x: jax.Array) -> jax.Array:
         """The nearest point of the domain, in the Euclidean norm."""
@@ -73,3 +83,9 @@ class Ball(NamedTuple):
 
 
 Domain = Box | Ball
+
+
+def check_domain(domain: Any) -> None:
+    """A `Box` or a `Ball`."""
+    if not isinstance(domain, Domain):
+        raise TypeError(f"domain must be a Box or a Ball, got {domain!r}")

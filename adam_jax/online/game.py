@@ -13,9 +13,8 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from adam_jax.online.domains import Domain
-
-__all__ = ["Game", "Loss", "length", "linear_losses", "play", "reddi_losses", "regret"]
+from adam_jax import checks
+from adam_jax.online.domains import Domain, check_domain
 
 Loss = Callable[[Any, Any], jax.Array]
 
@@ -62,7 +61,7 @@ def play(
         A `Game`.
 
     Raises:
-        ValueError: for an empty domain, a start outside it, an empty stream or one of unequal lengths, or losses found not
+        ValueError: for a start outside the domain, an empty stream or one of unequal lengths, or losses found not
             to be convex, with the steps where they are not.
 
     Example:
@@ -72,8 +71,10 @@ def play(
         >>> print(game.losses)
         [1.  0.5 0. ]
     """
+    pairs = checks.integer("convexity_pairs", convexity_pairs, 0, 10**6)
+    checks.transformation("tx", tx)
     if domain is not None:
-        domain.check()
+        check_domain(domain)
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, start))
     if domain is not None and not jnp.allclose(domain.project(flat), flat, atol=1e-6):
         raise ValueError(f"start must lie inside the domain {domain}")
@@ -93,8 +94,8 @@ def play(
     (last, _), trace = jax.jit(lambda carry, xs: jax.lax.scan(turn, carry, xs))((first, tx.init(first)), stream)
     losses, iterates, gradients = trace
     game = Game(losses, iterates, gradients, last)
-    if convexity_pairs and steps > 1:
-        _check_convex(loss, stream, unravel, game, convexity_pairs)
+    if pairs and steps > 1:
+        _check_convex(loss, stream, unravel, game, pairs)
     return game
 
 
@@ -183,19 +184,19 @@ def reddi_losses(steps: int, c: float = 4.0, period: int = 3) -> jax.Array:
 
     Args:
         steps: how many.
-        c: number > period - 1.
+        c: number > period - 1: otherwise the best fixed choice is not -1.
         period: at least 2.
 
     Returns:
         [steps] float32, for `linear_losses`.
 
     Raises:
-        ValueError: if c is not greater than period - 1.
+        ValueError: for numbers outside those ranges.
 
     Example:
         >>> print(reddi_losses(4))
         [ 4. -1. -1.  4.]
     """
-    if not (period >= 2 and c > period - 1):
-        raise ValueError(f"c must be > period - 1 and period >= 2, got c={c} and period={period}")
+    checks.integer("steps", steps, 1)
+    checks.number("c", c, above=checks.integer("period", period, 2) - 1, known=True)
     return jnp.where(jnp.arange(steps) % period == 0, c, -1.0).astype(jnp.float32)

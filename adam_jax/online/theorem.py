@@ -22,10 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from adam_jax import checks, scaling
-from adam_jax.online.domains import Domain
+from adam_jax.online.domains import Domain, check_domain
 from adam_jax.online.game import Game
-
-__all__ = ["RegretBound", "theorem_4_1_bound", "theorem_4_1_settings"]
 
 
 class RegretBound(NamedTuple):
@@ -94,7 +92,7 @@ def theorem_4_1_bound(game: Game, domain: Domain, alpha: float, b1: float, b2: f
         [4.    5.657]
     """
     _check_theorem(alpha, b1, b2, lam)
-    domain.check()
+    check_domain(domain)
     g = jnp.asarray(game.gradients, jnp.float32)
     steps, size = g.shape
     far, far_inf = domain.diameters(size)
@@ -116,10 +114,9 @@ def theorem_4_1_bound(game: Game, domain: Domain, alpha: float, b1: float, b2: f
 
 
 def _check_theorem(alpha: float, b1: float, b2: float, lam: float) -> None:
-    checks.at_least("alpha", alpha, 0.0)
-    checks.decay("b1", b1)
-    checks.decay("b2", b2)
-    if not (alpha > 0 and 0 < lam < 1):
-        raise ValueError(f"alpha must be > 0 and lam in (0, 1), got {alpha} and {lam}")
+    checks.number("alpha", alpha, above=0.0, known=True)
+    checks.number("b1", b1, at_least=0.0, below=1.0, known=True)
+    checks.number("b2", b2, at_least=0.0, below=1.0, known=True)
+    checks.number("lam", lam, above=0.0, below=1.0, known=True)
     if b1**2 >= b2**0.5:
         raise ValueError(f"Theorem 4.1 needs b1^2 < sqrt(b2), got b1={b1} and b2={b2}")

@@ -69,7 +69,7 @@ def online(lab: Lab) -> Result:
         "Section 4: regret", [_real_panel(at, real), _counter_panel(counter)], [_table(at, real)],
         [*_real_claims(at, real), _counter_claim(counter)],
         {"data": digits.name, "source": digits.source, "plan": vars(plan), "alpha": ALPHA, "b1": B1, "b2": B2, "lam": LAM,
-         "domain": DOMAIN._asdict(), "tolerance": TOLERANCE, "counter_example": {"c": COUNTER_C, "alpha": COUNTER_ALPHA}},
+         "domain": vars(DOMAIN), "tolerance": TOLERANCE, "counter_example": {"c": COUNTER_C, "alpha": COUNTER_ALPHA}},
         ("QUICK RUN, too short to judge by. " if lab.quick else "") +
         f"Even or odd, logistic regression on {digits.name} ({digits.source}), 7 x 7 pooled pixels, weights in [-5, 5], "
         f"alpha_t = {ALPHA}/sqrt(t), b1_t = {B1} {LAM}^(t-1), {len(seeds)} orders of the stream. Best fixed weights to "

@@ -193,6 +193,8 @@ def watch_adam(
         1.00 0.10 1.00
     """
     _check(form, b1, b2, eps, eps_root, learning_rate, max_of)
+    checks.flag("bias_correction", bias_correction)
+    checks.flag("eps_hat", eps_hat)
     storage.check_choices(mu_dtype, nu_dtype)
     rooted = form != "square" or storage.is_compact(nu_dtype)
 
@@ -229,15 +231,15 @@ def watch_adam(
 
 
 def _check(form: Any, b1: Any, b2: Any, eps: Any, eps_root: Any, learning_rate: Any, max_of: Any) -> None:
-    if isinstance(form, (int, float)) and not isinstance(form, bool):
-        checks.at_least("form, as the p of scale_by_lp,", form, 1.0)
+    if not isinstance(form, str):
+        checks.number("form, as the p of scale_by_lp,", form, at_least=1.0, known=True)
     else:
         checks.one_of("form", form, ("square", "root", "max"))
     checks.decay("b1", b1)
     checks.decay("b2", b2)
     checks.at_least("eps", eps, 0.0)
     checks.at_least("eps_root", eps_root, 0.0)
-    checks.scalar("learning_rate", learning_rate)
+    checks.scalar("learning_rate", learning_rate, 0.0)
     checks.one_of("max_of", max_of, ("raw", "corrected"))
 
 
