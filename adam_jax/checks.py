@@ -75,27 +75,28 @@ def scalar(name: str, value: Any, lowest: float | None = None) -> None:
         number(name, value, at_least=lowest)
 
 
-def integer(name: str, value: Any, lowest: int | None = None, highest: int = 2**31 - 1) -> int:
-    """An integer in a range, as a Python one."""
+def whole(name: str, value: Any, lowest: int | None = None, highest: int = 2**31 - 1) -> int:
+    """A whole number in a range, as a Python one."""
     try:
         found = operator.index(value)
     except TypeError:
         found = None
     if found is None or isinstance(value, bool):
         hint = f": pass {value:.0f}" if isinstance(value, float) and value.is_integer() else ""
-        raise TypeError(f"{name} must be an integer, got {_shown(value)}{hint}")
-    if found > highest or (lowest is not None and found < lowest):
-        wanted = f"<= {highest}" if lowest is None else f"from {lowest} to {highest}"
-        raise ValueError(f"{name} must be an integer {wanted}, got {_shown(found)}")
+        raise TypeError(f"{name} must be a whole number, got {_shown(value)}{hint}")
+    if lowest is not None and found < lowest:
+        raise ValueError(f"{name} must be a whole number >= {lowest}, got {_shown(found)}")
+    if found > highest:
+        raise ValueError(f"{name} must be a whole number <= {highest}, got {_shown(found)}")
     return found
 
 
 def seed(name: str, value: Any) -> None:
-    """An integer from 0, or an integer array or tracer."""
+    """A whole number from 0, or an integer array or tracer."""
     if not isinstance(value, jax.Array):
-        integer(name, value, 0)
+        whole(name, value, 0)
     elif not jnp.issubdtype(value.dtype, jnp.integer) or value.shape:
-        raise TypeError(f"{name} must be an integer, got {value.dtype}{list(value.shape)}")
+        raise TypeError(f"{name} must be a whole number, got {value.dtype}{list(value.shape)}")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -120,7 +121,7 @@ def function(name: str, value: Any) -> None:
 def transformation(name: str, value: Any) -> None:
     """An Optax transformation."""
     if isinstance(value, type) or not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
-        raise TypeError(f"{name} must be a gradient transformation such as adam_jax.adam(1e-3), got {_shown(value)}")
+        raise TypeError(f"{name} must be an Optax transformation, with init and update, got {_shown(value)}")
 
 
 def did_you_mean(wrapped: Callable[P, T]) -> Callable[P, T]:

@@ -180,12 +180,12 @@ def test_arrays_tracers_and_schedules_pass():
     (checks.scalar, jnp.ones(2), r"x must be one number, got an array of shape \(2,\)"),
     (checks.scalar, 10**400, "x must be an integer below 2.31 or a float, got an integer of 1329 bits"),
     (checks.decay, 1.0, r"x must be in \[0, 1\), got 1.0"),
-    (checks.integer, 8.0, "x must be an integer, got 8.0: pass 8"),
-    (checks.integer, 2**31, "x must be an integer <= 2147483647, got 2147483648"),
-    (checks.seed, jnp.ones(()), r"x must be an integer, got float32\[\]"),
+    (checks.whole, 8.0, "x must be a whole number, got 8.0: pass 8"),
+    (checks.whole, 2**31, "x must be a whole number <= 2147483647, got 2147483648"),
+    (checks.seed, jnp.ones(()), r"x must be a whole number, got float32\[\]"),
     (checks.flag, "False", "x must be True or False, got 'False'"),
     (checks.function, int, "x must be a function, got <class 'int'>"),
-    (checks.transformation, 1e-3, r"x must be a gradient transformation such as adam_jax.adam\(1e-3\), got 0.001"),
+    (checks.transformation, 1e-3, r"x must be an Optax transformation, with init and update, got 0.001"),
     (checks.number, jnp.sqrt, "x must be a number or an array, not a schedule"),
 ])  # fmt: skip
 def test_a_message_says_what_is_wanted_and_what_came(check, value, message):

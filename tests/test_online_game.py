@@ -85,7 +85,7 @@ def test_domains_streams_and_settings_that_cannot_be_are_refused():
             domain(*bounds)
     with pytest.raises(TypeError, match="domain must be a Box or a Ball, got 5"):
         play(linear_losses, stream, jnp.float32(0.0), optax.sgd(0.1), 5)
-    with pytest.raises(TypeError, match=r"tx must be a gradient transformation .* got 0\.1"):
+    with pytest.raises(TypeError, match=r"tx must be an Optax transformation, with init and update, got 0\.1"):
         play(linear_losses, stream, jnp.float32(0.0), 0.1)
     with pytest.raises(ValueError, match="start must lie inside"):
         play(linear_losses, stream, jnp.float32(3.0), optax.sgd(0.1), INTERVAL)

@@ -175,9 +175,9 @@ def test_what_cannot_be_recorded_is_refused(steps):
             recorder(4, steps[0], loss=loss)
     with pytest.raises(ValueError, match="step must be larger than the last one recorded, 2, got 2"):
         recorder(2, steps[0])
-    with pytest.raises(TypeError, match=r"step must be an integer, got 4\.0: pass 4"):
+    with pytest.raises(TypeError, match=r"step must be a whole number, got 4\.0: pass 4"):
         recorder(4.0, steps[0])
-    with pytest.raises(TypeError, match=r"step must be an integer, got .*Trace"):
+    with pytest.raises(TypeError, match=r"step must be a whole number, got .*Trace"):
         jax.jit(recorder.due)(4)
     with pytest.raises(ValueError, match="diagnostics must be those of one step, got a history of 2"):
         recorder(4, jax.tree.map(lambda *x: np.stack(x), *steps[:2]))

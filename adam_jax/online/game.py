@@ -71,7 +71,7 @@ def play(
         >>> print(game.losses)
         [1.  0.5 0. ]
     """
-    pairs = checks.integer("convexity_pairs", convexity_pairs, 0, 10**6)
+    pairs = checks.whole("convexity_pairs", convexity_pairs, 0, 10**6)
     checks.transformation("tx", tx)
     if domain is not None:
         check_domain(domain)
@@ -197,6 +197,6 @@ def reddi_losses(steps: int, c: float = 4.0, period: int = 3) -> jax.Array:
         >>> print(reddi_losses(4))
         [ 4. -1. -1.  4.]
     """
-    checks.integer("steps", steps, 1)
-    checks.number("c", c, above=checks.integer("period", period, 2) - 1, known=True)
+    checks.whole("steps", steps, 1)
+    checks.number("c", c, above=checks.whole("period", period, 2) - 1, known=True)
     return jnp.where(jnp.arange(steps) % period == 0, c, -1.0).astype(jnp.float32)

@@ -106,7 +106,7 @@ class Recorder:
         tensorboard: str | PathLike[str] | None = None,
         leaves: bool = False,
     ):
-        self.every = checks.integer("every", every, 1)
+        self.every = checks.whole("every", every, 1)
         self.leaves = checks.flag("leaves", leaves)
         self.rows: list[Row] = []
         self._sinks: list[Sink] = []
@@ -121,7 +121,7 @@ class Recorder:
 
     def due(self, step: int) -> bool:
         """Whether a call at this step would record."""
-        return checks.integer("step", step, 0, 2**63 - 1) % self.every == 0
+        return checks.whole("step", step, 0, 2**63 - 1) % self.every == 0
 
     def __call__(self, step: int, diagnostics: Diagnostics, **scalars: SupportsFloat) -> None:
         """Record, if it is due.
