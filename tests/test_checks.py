@@ -37,9 +37,9 @@ def _line(x, c):
 GAME = play(_line, STREAM, jnp.float32(0.0), optax.sgd(0.5), Box(-1.0, 1.0))
 REQUIRED = {
     "learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "p": 3.0, "max_norm": 1.0, "alpha": 0.1, "lam": 0.5, "lower": -1.0,
-    "upper": 1.0, "radius": 1.0, "steps": 4, "form": "square", "tx": adam_jax.adam(), "loss": _line, "stream": STREAM,
+    "upper": 1.0, "radius": 1.0, "steps": 4, "tx": adam_jax.adam(), "loss": _line, "stream": STREAM,
     "start": jnp.float32(0.0), "domain": Box(-1.0, 1.0), "game": GAME, "diagnostics": None, "history": None,
-    "rounding": adam_jax.stochastic_rounding(), "dtype": jnp.dtype(jnp.float32), "encode": jnp.add,
+    "dtype": jnp.dtype(jnp.float32), "encode": jnp.add,
     "decode": jnp.abs,
 }  # fmt: skip
 READERS = {"plot_history", "record"}  # of what was measured: they build nothing
@@ -107,7 +107,7 @@ def _used(made: object, value: object) -> object:
     if hasattr(made, "init"):
         return made.update(params, made.init(params), params)[0]
     if isinstance(made, adam_jax.watch.Recorder):
-        made(0, adam_jax.watch_adam("square")(adam_jax.adam().init(params)))
+        made(0, adam_jax.watch.watch_adam()(adam_jax.adam().init(params)))
         return made.rows[0]["step"]
     if callable(made):
         try:

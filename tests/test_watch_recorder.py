@@ -12,12 +12,12 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax.watch import Recorder, record
+from adam_jax.watch import Recorder, record, watch_adam
 
 pq = pytest.importorskip("pyarrow.parquet")
 
 TX = adam_jax.adam(1e-2)
-WATCH = adam_jax.watch_adam("square", learning_rate=1e-2)
+WATCH = watch_adam(1e-2)
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12), "b": jnp.zeros(3)}
 
 

@@ -19,7 +19,7 @@ def test_leaves_of_any_shape_are_counted_once():
     shapes = [(), (0,), (1,), (3, 5), (3, 3, 64, 32), (40_000,), (300, 7, 31), (17_389,), (17_389, 2)]
     params = [jnp.ones(shape) for shape in shapes]
     tx = adam_jax.scale_by_adam()
-    seen = jax.jit(lambda g: watch_adam("square")(tx.update(g, tx.init(g))[1]))(params)
+    seen = jax.jit(lambda g: watch_adam()(tx.update(g, tx.init(g))[1]))(params)
     for shape, leaf in zip(shapes, seen.leaves.values(), strict=True):
         assert leaf.size == leaf.snr_histogram.sum() == np.prod(shape)
         if 0 not in shape:
@@ -28,7 +28,7 @@ def test_leaves_of_any_shape_are_counted_once():
 
 @pytest.mark.parametrize("shape", [(1 << 18,), (1000, 300)])
 def test_the_step_reads_the_state_once_more_and_writes_nothing_of_its_size(shape):
-    tx, watch = adam_jax.adam(RATE), watch_adam("square", learning_rate=RATE)
+    tx, watch = adam_jax.adam(RATE), watch_adam(RATE)
     p = jnp.ones(shape)
 
     def bare(g, state, p):
@@ -48,10 +48,10 @@ def test_the_step_reads_the_state_once_more_and_writes_nothing_of_its_size(shape
     assert 8.0 <= after - before < 8.0 + 60_000 / p.size
 
 
-@pytest.mark.parametrize("keep", [{}, {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}], ids=["float32", "int8"])
+@pytest.mark.parametrize("keep", [{}, {"storage": "int8"}], ids=["float32", "int8"])
 def test_a_sharded_state_is_read_where_it_is(keep):
     mesh = jax.make_mesh((4, 2), ("x", "y"))
-    tx, watch = adam_jax.scale_by_adam(**keep), jax.jit(watch_adam("square", **keep))
+    tx, watch = adam_jax.scale_by_adam(**keep), jax.jit(watch_adam())
     shapes = [((64, 8192), ("x", "y")), ((1 << 17,), (("x", "y"),)), ((512, 512), ("x", "y")), ((512, 512), (None, "y"))]
     for shape, spec in shapes:
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
@@ -69,7 +69,7 @@ def test_a_sharded_state_is_read_where_it_is(keep):
         np.testing.assert_allclose(watch(state, p).overall.snr_mean, here.overall.snr_mean, rtol=3e-5)
 
 
-@pytest.mark.parametrize("keep", [{}, {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}], ids=["float32", "int8"])
+@pytest.mark.parametrize("keep", [{}, {"storage": "int8"}], ids=["float32", "int8"])
 @pytest.mark.parametrize("spec", [PartitionSpec("x", None), PartitionSpec(None, "x")])
 def test_a_state_on_an_explicit_mesh_is_read(keep, spec):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
@@ -79,15 +79,15 @@ def test_a_state_on_an_explicit_mesh_is_read(keep, spec):
     with jax.set_mesh(mesh):
         sharded = jax.device_put(p, NamedSharding(mesh, spec))
         _, over = jax.jit(tx.update)(sharded, tx.init(sharded))
-        seen = watch_adam("square", **keep)(over, sharded)
-    here = watch_adam("square", **keep)(state, p)
+        seen = watch_adam()(over, sharded)
+    here = watch_adam()(state, p)
     np.testing.assert_allclose(seen.overall.snr_mean, here.overall.snr_mean, rtol=2e-4)
 
 
 def test_an_int8_state_is_read_at_two_bytes_a_parameter():
-    tx = adam_jax.scale_by_adam(mu_dtype=jnp.int8, nu_dtype=jnp.int8)
+    tx = adam_jax.scale_by_adam(storage="int8")
     state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((1 << 20,), jnp.float32))
-    watch = jax.jit(watch_adam("square", mu_dtype=jnp.int8, nu_dtype=jnp.int8))
+    watch = jax.jit(watch_adam())
     compiled = watch.lower(state).compile()
     assert 2.0 <= compiled.cost_analysis()["bytes accessed"] / (1 << 20) < 2.2  # the rest: the blocks' partial sums
     assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * (1 << 20)

@@ -1,15 +1,14 @@
 """What Adam is doing, read from its state: the quantities the paper reasons with (Sections 2.1 and 3).
 
-`watch_adam(...)` takes the settings of the transform and returns a function of a state. That function is pure, makes one
-pass over each moment, and can be jitted with the step, stacked by `lax.scan` or called every hundredth step; nothing is
-stored in the state and nothing is paid when it is not called.
+`watch_adam(...)` returns a function of a state. That function is pure, makes one pass over each moment, and can be jitted
+with the step, stacked by `lax.scan` or called every hundredth step; nothing is stored in the state for it.
 
 Everything is measured in float32. Sums of squares, and so norms and cosines, are those of numbers from 1e-19 to 1e19.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +16,11 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax import checks, moments, storage, trees
+from adam_jax import checks, clock, norms, trees
 from adam_jax.faults import SkipNonfiniteState
-from adam_jax.storage import KeptMoments
-from adam_jax.transforms import Decay, Kept, ScaleByAdamState, ScaleByAmsgradState
+from adam_jax.transforms import Decay, ScaleByAdamState, ScaleByAmsgradState, StoragePerLeaf
+from adam_jax.watch.leaves import WatchedLeaf, watched_leaves
 from adam_jax.watch.sums import SNR_EDGES, Sums, ToSteps, add, leaf_sums
-
-__all__ = ["SNR_EDGES", "SNR_LEVELS", "Diagnostics", "Leaves", "Measurements", "watch_adam"]
-
-Form = Literal["square", "root", "max"] | float
 
 #: Levels of `Measurements.snr_quantiles`.
 SNR_LEVELS = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
@@ -130,154 +125,129 @@ class Diagnostics(NamedTuple):
     leaves: Leaves
 
 
+class Watch(Protocol):
+    """Reads a state; made by `watch_adam`."""
+
+    def __call__(self, state: Any, gradients: Any = None, params: Any = None, updates: Any = None) -> Diagnostics:
+        """What Adam is doing; the last three are trees like the params, each read once where given."""
+        ...
+
+
 def watch_adam(
-    form: Form,
+    learning_rate: ArrayLike | optax.Schedule = 1.0,
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
     *,
-    mu_dtype: Kept = None,
-    nu_dtype: Kept = None,
-    learning_rate: ArrayLike | optax.Schedule = 1.0,
+    p: ArrayLike | None = None,
+    storage: StoragePerLeaf = None,
     bias_correction: bool = True,
     eps_hat: bool = False,
     max_of: Literal["raw", "corrected"] = "raw",
     where: str | None = None,
-) -> Callable[..., Diagnostics]:
+) -> Watch:
     """A function that reads what Adam is doing from an optimizer state: `watch(state, gradients, params, updates)`.
 
-    A state does not say how it was made, so give the settings that the transform was given, and `form`, which has no
-    default because v read as sqrt(v) is a plausible number and a wrong one.
+    The state says which norm it holds and how it is kept. Give the numbers that the transform was given: `watch_adam(1e-3)`
+    beside `adam(1e-3)`.
 
-    The paper's bound on |Delta| is not the supremum over all histories; that one is by Cauchy-Schwarz (Adam; Hölder for
-    L^p) alpha (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)), 7.27 alpha at the defaults, and for AdaMax alpha (1 - b1) /
-    (1 - b1 / b2), 1.01 alpha. With `nesterov=True` the steps reported are those before the look-ahead: pass `updates`.
-
-    Moments are read as they are kept, which is how the step used them: int8 ones cost 2 bytes a parameter to read.
-    The rows of a `row_adam` in exact mode are dense Adam's after its `flush`: read them as
-    `ScaleByAdamState(state.count, state.mu, state.nu, 1.0, 1.0)`; without a flush, each row is as of its last update.
+    The paper's bound on |Delta| is not the supremum over all histories: that one is by Hölder (`adam_jax.norms`) 7.27 alpha
+    at Adam's defaults, and for AdaMax alpha (1 - b1) / (1 - b1 / b2), 1.01 alpha. With `nesterov=True` the steps reported
+    are those before the look-ahead: pass `updates`. Moments are read as the step used them: int8 at 2 bytes a parameter.
 
     Args:
-        form: what `nu` holds. "square": v, from `scale_by_adam` and `scale_by_amsgrad`, and Optax's own Adam; "root":
-            sqrt(v), from the same with `root=True`; "max": u, from `scale_by_adamax`; a number p: `scale_by_lp(p)`.
-            With a compact `nu_dtype` "square" and "root" are the same: such moments are always kept as roots.
+        learning_rate: number, scalar array or schedule of the count, at least 0; at 1 steps are in units of alpha.
         b1: decay of the first moment: number, scalar array or schedule of the count.
         b2: decay of the second moment, likewise.
-        eps: number or scalar, added to the root; not used with "max", whose u contains it.
+        eps: number or scalar, added to the root; not used for AdaMax, whose u contains it.
         eps_root: number or scalar, added inside the root.
-        mu_dtype: as given to the transform.
-        nu_dtype: as given to the transform.
-        learning_rate: number, scalar array or schedule of the count; at 1 steps are in units of alpha.
+        p: as given to `scale_by_lp`, for such a state only.
+        storage: as given to the transform, needed only where moments are kept in codes of your own.
         bias_correction: as given to the transform.
         eps_hat: as given to the transform.
         max_of: as given to `scale_by_amsgrad`.
         where: which Adam, in a state that holds several: a part of its path, as the error message lists them.
 
     Returns:
-        A pure function of `(state, gradients=None, params=None, updates=None)`, the last three trees like the params,
-        which returns `Diagnostics`. The state may be any optimizer state, sharded or not; it must hold one Adam of this
-        library or of Optax. Wanting gradients, params or updates measured costs reading them once.
+        A pure function of a state, any optimizer state, sharded or not, that holds one Adam of this library or of Optax. It
+        returns `Diagnostics`.
 
     Raises:
-        ValueError: for settings that `scale_by_adam` refuses; from the function, for a state without Adam or with
-            several, for moments that `mu_dtype` and `nu_dtype` do not make, and for trees that do not match the state,
-            with the path of the leaf.
+        ValueError: for settings that `scale_by_adam` refuses; from the function, for a state without Adam or with several,
+            for a `p` or `storage` that it needs or that do not fit, and for trees that do not match the state, with the
+            path of the leaf.
 
     Example:
         >>> tx = optax.adam(0.1)
         >>> g = {"w": jnp.array([3.0, -0.5])}
         >>> _, state = tx.update(g, tx.init(g))
-        >>> seen = jax.jit(watch_adam("square", learning_rate=0.1))(state, g)
+        >>> seen = jax.jit(watch_adam(0.1))(state, g)
         >>> print(f"{seen.overall.snr_mean:.2f} {seen.overall.step_max:.2f} {seen.overall.cosine:.2f}")
         1.00 0.10 1.00
     """
-    _check(form, b1, b2, eps, eps_root, learning_rate, max_of)
-    checks.flag("bias_correction", bias_correction)
-    checks.flag("eps_hat", eps_hat)
-    storage.check_choices(mu_dtype, nu_dtype)
-    rooted = form != "square" or storage.is_compact(nu_dtype)
-
-    def watch(state: Any, gradients: Any = None, params: Any = None, updates: Any = None) -> Diagnostics:
-        node = _find(state, where)
-        last = jnp.maximum(jnp.asarray(node.count) - 1, 0)
-        rate1, rate2 = (jnp.asarray(moments.complement(moments.at(b, last)), jnp.float32) for b in (b1, b2))
-        bound, supremum = _bounds(form, rate1, rate2)
-        alpha = jnp.asarray(moments.at(learning_rate, last), jnp.float32)
-        mu_weight, nu_weight = _weights(node, rate1, rate2)
-        k = _settings(node, form, mu_weight, nu_weight, bias_correction, eps_hat, max_of)
-        k = k._replace(eps=0.0 if form == "max" else k.eps * eps, eps_root=eps_root, bound=bound)
-        k = k._replace(largest_ratio=supremum if isinstance(form, str) else jnp.inf)
-        k = ToSteps(*(jnp.asarray(value, jnp.float32) for value in k))
-        plain = isinstance(eps_root, (int, float)) and eps_root == 0
-        given = [None if tree is None else _by_path(tree) for tree in (gradients, params, updates)]
-        paths, sizes, sums = [], [], []
-        for kept in _leaves(node, mu_dtype, nu_dtype):
-            others = [None if tree is None else _lookup(tree, kept) for tree in given]
-            paths.append(kept.path)
-            sizes.append(kept.mu.size)
-            sums.append(leaf_sums(kept, others, k, rooted=rooted, plain=plain))
-        known = tuple(tree is not None for tree in given)
-        everything = [*sums, add(sums)]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *everything)
-        measured = _measure(stacked, jnp.array([*sizes, sum(sizes)], jnp.float32), alpha, known)
-        leaves, overall = (jax.tree.map(lambda x, part=part: x[part], measured) for part in (slice(-1), -1))
-        return Diagnostics(
-            jnp.asarray(node.count), mu_weight, nu_weight, alpha, alpha * bound, alpha * supremum, _skipped(state), overall,
-            Leaves(leaves, tuple(paths)),
-        )  # fmt: skip
-
-    return watch
-
-
-def _check(form: Any, b1: Any, b2: Any, eps: Any, eps_root: Any, learning_rate: Any, max_of: Any) -> None:
-    if not isinstance(form, str):
-        checks.number("form, as the p of scale_by_lp,", form, at_least=1.0, known=True)
-    else:
-        checks.one_of("form", form, ("square", "root", "max"))
+    checks.scalar("learning_rate", learning_rate, 0.0)
     checks.decay("b1", b1)
     checks.decay("b2", b2)
     checks.at_least("eps", eps, 0.0)
     checks.at_least("eps_root", eps_root, 0.0)
-    checks.scalar("learning_rate", learning_rate, 0.0)
+    if p is not None:
+        checks.at_least("p", p, 1.0)
+    is_corrected = checks.flag("bias_correction", bias_correction)
+    is_hat = checks.flag("eps_hat", eps_hat) and is_corrected
     checks.one_of("max_of", max_of, ("raw", "corrected"))
 
+    def watch(state: Any, gradients: Any = None, params: Any = None, updates: Any = None) -> Diagnostics:
+        node = trees.only(state, _ADAMS, where, "pass the state of a chain with scale_by_adam or its family")
+        norm, last = _norm_of(node, p), jnp.maximum(jnp.asarray(node.count) - 1, 0)
+        rate1, rate2 = (jnp.asarray(clock.complement(clock.at(b, last)), jnp.float32) for b in (b1, b2))
+        full = clock.Tick(rate2, 1.0, norm.rate(rate2), 1.0)  # a step of an average that has long been full
+        spike = rate1 * clock.corrected_rate(1.0, norm.shares(full)[1])  # the gradient is non-zero at one step only
+        bound, supremum = jnp.maximum(1.0, spike), norm.largest_ratio(rate1, rate2)
+        alpha = jnp.asarray(clock.at(learning_rate, last), jnp.float32)
+        mu_weight, nu_weight = _weights(node, rate1, rate2)
+        k = _settings(node, norm, mu_weight, nu_weight, is_corrected=is_corrected, is_raw=max_of == "raw")
+        at_eps = clock.corrected_rate(1.0, norm.size_scale(nu_weight)) if is_hat else 1.0
+        k = k._replace(eps=0.0 if isinstance(norm, norms.Infinity) else at_eps * eps, eps_root=eps_root, bound=bound)
+        k = ToSteps(*(jnp.asarray(value, jnp.float32) for value in k))
+        plain = isinstance(eps_root, (int, float)) and eps_root == 0
+        given = [None if tree is None else _by_path(tree) for tree in (gradients, params, updates)]
+        leaves = watched_leaves(node, storage)
+        sums = []
+        for leaf in leaves:
+            others = [None if tree is None else _lookup(tree, leaf) for tree in given]
+            sums.append(leaf_sums(leaf, others, k, rooted=not isinstance(norm, norms.Square), plain=plain))
+        sizes = [leaf.kept.mu.size for leaf in leaves]
+        known = tuple(tree is not None for tree in given)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *sums, add(sums))
+        measured = _measure(stacked, jnp.array([*sizes, sum(sizes)], jnp.float32), alpha, known)
+        each, overall = (jax.tree.map(lambda x, part=part: x[part], measured) for part in (slice(-1), -1))
+        return Diagnostics(
+            count=jnp.asarray(node.count),
+            mu_weight=mu_weight,
+            nu_weight=nu_weight,
+            learning_rate=alpha,
+            bound=alpha * bound,
+            supremum=alpha * supremum,
+            skipped=_skipped(state),
+            overall=overall,
+            leaves=Leaves(each, tuple(leaf.path for leaf in leaves)),
+        )
 
-def _bounds(form: Form, rate1: jax.Array, rate2: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Section 2.1's bound and the supremum, in units of alpha. By Hölder, with c_i the weights of g_i in m and in v."""
-    keep1, keep2 = 1.0 - rate1, 1.0 - rate2
-    if form == "max":
-        return jnp.ones([]), _geometric(rate1, keep1 / keep2)
-    p = 2.0 if isinstance(form, str) else float(form)
-    if not isinstance(form, str):
-        rate2, keep2 = -jnp.expm1(p * jnp.log1p(-rate2)), keep2**p
-    spike = rate1 / rate2 ** (1.0 / p)  # the gradient is non-zero at one step only
-    if p == 1.0:  # the largest quotient of two weights
-        return jnp.maximum(1.0, spike), jnp.where(keep1 <= keep2, spike, jnp.inf)
-    q = p / (p - 1.0)
-    return jnp.maximum(1.0, spike), spike * _geometric(1.0, (keep1 / keep2 ** (1.0 / p)) ** q) ** (1.0 / q)
+    return watch
 
 
-def _geometric(first: ArrayLike, ratio: jax.Array) -> jax.Array:
-    return jnp.where(ratio < 1.0, first / jnp.where(ratio < 1.0, 1.0 - ratio, 1.0), jnp.inf)
+_ADAMS = (ScaleByAdamState, ScaleByAmsgradState, optax.ScaleByAdamState)
+_NORMS = {norms.Squares: norms.Square, norms.Roots: norms.Root, norms.Maxima: norms.Infinity}
 
 
-def _find(state: Any, where: str | None) -> Any:
-    """The state of the one Adam in `state` whose path contains `where`."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_adam)
-    found = {jax.tree_util.keystr(path): node for path, node in flat if _is_adam(node)}
-    chosen = {path: node for path, node in found.items() if where is None or where in path}
-    if len(chosen) == 1:
-        return next(iter(chosen.values()))
-    if not found:
-        raise ValueError("state must hold an Adam, got none: pass the state of a chain with scale_by_adam or its family")
-    if not chosen:
-        raise ValueError(f"where must be part of the path of an Adam in the state, one of {list(found)}, got {where!r}")
-    raise ValueError(f"state holds {len(chosen)} Adams: choose one with where=, part of one of {list(chosen)}")
-
-
-def _is_adam(node: Any) -> bool:
-    return isinstance(node, (ScaleByAdamState, ScaleByAmsgradState, optax.ScaleByAdamState))
+def _norm_of(node: Any, p: ArrayLike | None) -> norms.Norm:
+    """The norm whose sizes a state holds, AMSGrad's being those of Adam."""
+    form = type(getattr(node, "form", norms.Squares()))
+    if (form is norms.Powers) != (p is not None):
+        given, held = ("must be given, as to scale_by_lp,", "") if p is None else ("must be None", "no ")
+        raise ValueError(f"p {given} for a state that holds {held}L^p norms, got {p}")
+    return norms.Power(p) if p is not None else _NORMS[form]()
 
 
 def _skipped(state: Any) -> jax.Array | None:
@@ -294,55 +264,37 @@ def _skipped(state: Any) -> jax.Array | None:
 def _weights(node: Any, rate1: jax.Array, rate2: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weights of the averages; Optax keeps none, and corrects by 1 - b^t."""
     if not isinstance(node, optax.ScaleByAdamState):
-        return node.mu_weight, node.nu_weight
+        empty = jnp.asarray(node.count) <= 0
+        return jnp.where(empty, 0.0, node.mu_weight), jnp.where(empty, 0.0, node.nu_weight)
     weight1, weight2 = (-jnp.expm1(node.count * jnp.log1p(-rate)) for rate in (rate1, rate2))
     return weight1, weight2
 
 
 def _settings(
-    node: Any, form: Form, mu_weight: jax.Array, nu_weight: jax.Array, bias_correction: bool, eps_hat: bool, max_of: str
+    node: Any, norm: norms.Norm, mu_weight: jax.Array, nu_weight: jax.Array, *, is_corrected: bool, is_raw: bool
 ) -> ToSteps:
     """The factors between what is stored, the paper's mhat and sqrt(vhat), and what the step divides."""
-    power = float("inf") if form == "max" else 2.0 if isinstance(form, str) else float(form)
-    correct1 = moments.corrected_rate(1.0, mu_weight)
-    correct2 = moments.corrected_rate(1.0, nu_weight) ** (1.0 / power) if power != float("inf") else 1.0
-    raw = isinstance(node, optax.ScaleByAdamState) or not bias_correction
-    to_mhat, to_size = (correct1, correct2) if raw else (1.0, 1.0)
-    largest = correct2 if isinstance(node, ScaleByAmsgradState) and max_of == "raw" and bias_correction else to_size
-    back1, back2 = (1.0, 1.0) if bias_correction else (mu_weight, moments.corrected_rate(1.0, correct2))
-    at_eps = correct2 if eps_hat and bias_correction else 1.0
-    return ToSteps(to_mhat, to_size, largest, back1, back2, at_eps, 0.0, 1.0, jnp.inf)
-
-
-def _leaves(node: Any, mu_dtype: Kept, nu_dtype: Kept) -> list[KeptMoments]:
-    """The moments of each trained leaf: one second moment, or AMSGrad's two, of which the last divides."""
-    from_optax = isinstance(node, optax.ScaleByAdamState)
-    if from_optax and nu_dtype is not None:
-        raise ValueError(f"nu_dtype must be None for Optax's Adam, which has no such argument, got {nu_dtype}")
-    columns = [_by_path(tree) for tree in (node.mu, node.nu, *([node.nu_max] if hasattr(node, "nu_max") else []))]
-    rows = [(path, *(column[path] for column in columns)) for path, mu in columns[0].items() if mu is not None]
-    if not rows:
-        raise ValueError("the Adam in state must have trained at least one leaf, got none")
-    if from_optax:  # the numbers themselves, in whatever dtype
-        return [KeptMoments(mu, tuple(nus), None, (None, None), path) for path, mu, *nus in rows]
-    return [
-        storage.kept_moments(mu_dtype, nu_dtype, path, mu, nus, node.nu_window, i) for i, (path, mu, *nus) in enumerate(rows)
-    ]
+    correct1 = clock.corrected_rate(1.0, mu_weight)
+    correct2 = clock.corrected_rate(1.0, norm.size_scale(nu_weight))
+    holds_raw = isinstance(node, optax.ScaleByAdamState) or not is_corrected
+    to_mhat, to_size = (correct1, correct2) if holds_raw else (1.0, 1.0)
+    largest = correct2 if isinstance(node, ScaleByAmsgradState) and is_raw and is_corrected else to_size
+    back1, back2 = (1.0, 1.0) if is_corrected else (mu_weight, clock.corrected_rate(1.0, correct2))
+    return ToSteps(to_mhat, to_size, largest, back1, back2, 0.0, 0.0, 1.0)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
-    return {trees.path_of(path): leaf for path, leaf in flat}
+    return {trees.At(keys).path: leaf for keys, leaf in trees.with_paths(tree, lambda leaf: leaf is None)}
 
 
-def _lookup(tree: dict[str, Any], kept: KeptMoments) -> jax.Array:
+def _lookup(tree: dict[str, Any], of: WatchedLeaf) -> jax.Array:
     """The leaf of a tree that belongs to a leaf's moments; no gradient counts as zero."""
-    at, shape = kept.path or "the root", kept.mu.shape
-    if kept.path not in tree:
+    at, shape = of.path or "the root", of.kept.mu.shape
+    if of.path not in tree:
         raise ValueError(f"the state has a leaf at {at} that a tree given beside it does not have")
-    leaf = tree[kept.path]
+    leaf = tree[of.path]
     if leaf is None:
-        return jnp.zeros_like(kept.mu, dtype=jnp.float32)
+        return jnp.zeros_like(of.kept.mu, dtype=jnp.float32)
     if np.shape(leaf) != shape or not trees.is_trained(leaf):
         raise ValueError(f"the leaf at {at} must be inexact of shape {shape}, got {jax.typeof(leaf)}")
     return jnp.asarray(leaf)
@@ -362,9 +314,9 @@ def _measure(sums: Sums, size: jax.Array, alpha: jax.Array, known: tuple[bool, .
         step_max=alpha * t.largest, at_alpha=t.at_alpha * share, at_bound=t.at_bound * share,
         eps_dominated=t.eps_dominated * share, dead=t.dead * share, nonfinite=t.nonfinite, mu_norm=mu, nu_norm=nu,
         gradient_norm=g if gradients else None,
-        cosine=t.product * moments.corrected_rate(1.0, mu) * moments.corrected_rate(1.0, g) if gradients else None,
+        cosine=t.product * clock.corrected_rate(1.0, mu) * clock.corrected_rate(1.0, g) if gradients else None,
         param_norm=p if params else None, update_norm=u if updates else None,
-        update_ratio=(u if updates else alpha * step) * moments.corrected_rate(1.0, p) if params else None,
+        update_ratio=(u if updates else alpha * step) * clock.corrected_rate(1.0, p) if params else None,
     )  # fmt: skip
 
 

@@ -37,7 +37,8 @@ def plot_history(
 
     Example:
         >>> import adam_jax
-        >>> seen = adam_jax.watch_adam("square")(adam_jax.adam().init(jnp.ones(3)))
+        >>> from adam_jax.watch import watch_adam
+        >>> seen = watch_adam()(adam_jax.adam().init(jnp.ones(3)))
         >>> [axis.get_title() for axis in plot_history([seen, seen]).axes][:2]
         ['how steady gradients are: signal-to-noise |m̂| / √v̂', 'how far weights move: effective step |Δ|']
     """

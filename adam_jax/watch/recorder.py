@@ -34,8 +34,9 @@ def record(diagnostics: Diagnostics, *, leaves: bool = False) -> dict[str, float
 
     Example:
         >>> import adam_jax
+        >>> from adam_jax.watch import watch_adam
         >>> state = adam_jax.adam().init(jnp.ones(3))
-        >>> record(adam_jax.watch_adam("square")(state))["dead"]
+        >>> record(watch_adam()(state))["dead"]
         1.0
     """
     host = jax.device_get(diagnostics)
@@ -86,7 +87,8 @@ class Recorder:
 
     Example:
         >>> import adam_jax
-        >>> tx, watch = adam_jax.adam(), adam_jax.watch_adam("square")
+        >>> from adam_jax.watch import watch_adam
+        >>> tx, watch = adam_jax.adam(), watch_adam()
         >>> state = tx.init(jnp.ones(3))
         >>> with Recorder(every=10) as recorder:
         ...     for step in range(30):
