@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax import checks
+from adam_jax import checks, norms
 from adam_jax.online import Box, play
 
 NUMBERS = [
@@ -36,7 +36,7 @@ def _line(x, c):
 
 GAME = play(_line, STREAM, jnp.float32(0.0), optax.sgd(0.5), Box(-1.0, 1.0))
 REQUIRED = {
-    "learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "p": 3.0, "max_norm": 1.0, "alpha": 0.1, "lam": 0.5, "lower": -1.0,
+    "learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "p": 3.0, "norm": norms.Square(), "max_norm": 1.0, "alpha": 0.1, "lam": 0.5, "lower": -1.0,
     "upper": 1.0, "radius": 1.0, "steps": 4, "tx": adam_jax.adam(), "loss": _line, "stream": STREAM,
     "start": jnp.float32(0.0), "domain": Box(-1.0, 1.0), "game": GAME, "diagnostics": None, "history": None,
     "dtype": jnp.dtype(jnp.float32), "encode": jnp.add,
@@ -93,7 +93,7 @@ def _required(thing: Callable) -> dict[str, object]:
     }
 
 
-def _used(made: object, value: object) -> object:
+def _used(made: object, argument: str, value: object) -> object:
     """What one use of a thing gives: an update, a reading, a value of a schedule, or the numbers in it."""
     params = {"w": jnp.array([1.0, -2.0])}
     if hasattr(made, "gather"):
@@ -113,16 +113,16 @@ def _used(made: object, value: object) -> object:
         try:
             return made(0)
         except ValueError:  # no schedule: a reader of states
-            tx = adam_jax.scale_by_adam()
+            tx = adam_jax.scale_by_lp(3.0) if argument == "p" else adam_jax.scale_by_adam()
             return made(tx.update(params, tx.init(params))[1]).overall
     parts = jax.tree.leaves(vars(made) if hasattr(made, "__dict__") else made)
     return [part(0) if isinstance(made, dict) else part for part in parts]
 
 
-def _insane(made: object, value: object) -> str:
+def _insane(made: object, argument: str, value: object) -> str:
     """What is wrong with a thing when it is used, if anything."""
     try:
-        used = _used(made, value)
+        used = _used(made, argument, value)
         numbers = [
             np.asarray(x) for x in jax.tree.leaves(used) if isinstance(x, (int, float, np.ndarray, np.generic, jax.Array))
         ]
@@ -144,7 +144,7 @@ def test_what_is_not_refused_by_name_can_be_worked_with(name, kind):
             else:
                 if kind == "flags":
                     wrong.append(f"{argument}={value!r} counts as a flag")
-                elif why := _insane(made, value):
+                elif why := _insane(made, argument, value):
                     wrong.append(f"{argument}={checks._shown(value)} is accepted, and then {why}")
     assert not wrong, "\n".join(wrong)
 
