@@ -36,7 +36,8 @@ def _line(x, c):
 
 GAME = play(_line, STREAM, jnp.float32(0.0), optax.sgd(0.5), Box(-1.0, 1.0))
 REQUIRED = {
-    "learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "p": 3.0, "norm": norms.Square(), "max_norm": 1.0, "alpha": 0.1, "lam": 0.5, "lower": -1.0,
+    "learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "p": 3.0, "norm": norms.Square(), "max_norm": 1.0, "alpha": 0.1, "lam": 0.5,
+    "lower": -1.0,
     "upper": 1.0, "radius": 1.0, "steps": 4, "tx": adam_jax.adam(), "loss": _line, "stream": STREAM,
     "start": jnp.float32(0.0), "domain": Box(-1.0, 1.0), "game": GAME, "diagnostics": None, "history": None,
     "dtype": jnp.dtype(jnp.float32), "encode": jnp.add,
