@@ -20,12 +20,53 @@ from adam_jax import checks, norms
 from adam_jax.online import Box, play
 
 NUMBERS = [
-    "1e-3", "", b"1", float("nan"), float("inf"), -float("inf"), -0.0, -1.0, 1e39, 1j, np.complex64(1j), jnp.complex64(1j),
-    True, np.True_, [], [0.5], (0.9, 0.99), {}, 2**31, 2**63, 10**400, 10**6000, np.float16(0.5), jnp.bfloat16(0.5),
-    np.float32(0.5), np.float64(0.5), np.longdouble(0.5), np.int64(1), np.uint64(2**63), np.float32("nan"), np.array(0.5),
-    np.array(1), np.array("x"), np.array(np.inf), np.array([0.5, 0.5]), jnp.array([0.5, 0.5]), jnp.array(True),
-    Decimal("0.5"), Fraction(1, 2), float, int, np.float32, object(), jax.random.key(0), 8.0, 1.5,
-]  # fmt: skip
+    "1e-3",
+    "",
+    b"1",
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    -0.0,
+    -1.0,
+    1e39,
+    1j,
+    np.complex64(1j),
+    jnp.complex64(1j),
+    True,
+    np.True_,
+    [],
+    [0.5],
+    (0.9, 0.99),
+    {},
+    2**31,
+    2**63,
+    10**400,
+    10**6000,
+    np.float16(0.5),
+    jnp.bfloat16(0.5),
+    np.float32(0.5),
+    np.float64(0.5),
+    np.longdouble(0.5),
+    np.int64(1),
+    np.uint64(2**63),
+    np.float32("nan"),
+    np.array(0.5),
+    np.array(1),
+    np.array("x"),
+    np.array(np.inf),
+    np.array([0.5, 0.5]),
+    jnp.array([0.5, 0.5]),
+    jnp.array(True),
+    Decimal("0.5"),
+    Fraction(1, 2),
+    float,
+    int,
+    np.float32,
+    object(),
+    jax.random.key(0),
+    8.0,
+    1.5,
+]
 FLAGS = ["False", "True", "", 0, 1, None, 1.0, float("nan"), [], np.array(True), jnp.array(True), bool, object()]
 STREAM = jnp.array([1.0, -1.0, 0.5])
 
@@ -36,13 +77,30 @@ def _line(x, c):
 
 GAME = play(_line, STREAM, jnp.float32(0.0), optax.sgd(0.5), Box(-1.0, 1.0))
 REQUIRED = {
-    "learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "p": 3.0, "norm": norms.Square(), "max_norm": 1.0, "alpha": 0.1, "lam": 0.5,
+    "learning_rate": 1e-3,
+    "b1": 0.9,
+    "b2": 0.999,
+    "p": 3.0,
+    "norm": norms.Square(),
+    "max_norm": 1.0,
+    "alpha": 0.1,
+    "lam": 0.5,
     "lower": -1.0,
-    "upper": 1.0, "radius": 1.0, "steps": 4, "tx": adam_jax.adam(), "loss": _line, "stream": STREAM,
-    "start": jnp.float32(0.0), "domain": Box(-1.0, 1.0), "game": GAME, "diagnostics": None, "history": None,
-    "dtype": jnp.dtype(jnp.float32), "encode": jnp.add,
+    "upper": 1.0,
+    "radius": 1.0,
+    "steps": 4,
+    "tx": adam_jax.adam(),
+    "loss": _line,
+    "stream": STREAM,
+    "start": jnp.float32(0.0),
+    "domain": Box(-1.0, 1.0),
+    "game": GAME,
+    "diagnostics": None,
+    "history": None,
+    "dtype": jnp.dtype(jnp.float32),
+    "encode": jnp.add,
     "decode": jnp.abs,
-}  # fmt: skip
+}
 READERS = {"plot_history", "record"}  # of what was measured: they build nothing
 
 
@@ -80,9 +138,12 @@ def _arguments(thing: Callable, kind: str) -> list[str]:
 
 
 WALKED = {
-    (name, kind): thing for name, thing in _public().items() if name not in READERS
-    for kind in ("numbers", "flags") if _arguments(thing, kind)
-}  # fmt: skip
+    (name, kind): thing
+    for name, thing in _public().items()
+    if name not in READERS
+    for kind in ("numbers", "flags")
+    if _arguments(thing, kind)
+}
 
 
 def _required(thing: Callable) -> dict[str, object]:
@@ -175,20 +236,27 @@ def test_arrays_tracers_and_schedules_pass():
         check("x", 0)
 
 
-@pytest.mark.parametrize(("check", "value", "message"), [
-    (checks.scalar, float, "x must be a number, an array or a schedule, got <class 'float'>"),
-    (checks.scalar, jnp.bfloat16(1.0), "x must be float32 or wider, got bfloat16: pass a Python number or a float32 array"),
-    (checks.scalar, jnp.ones(2), r"x must be one number, got an array of shape \(2,\)"),
-    (checks.scalar, 10**400, "x must be an integer below 2.31 or a float, got an integer of 1329 bits"),
-    (checks.decay, 1.0, r"x must be in \[0, 1\), got 1.0"),
-    (checks.whole, 8.0, "x must be a whole number, got 8.0: pass 8"),
-    (checks.whole, 2**31, "x must be a whole number <= 2147483647, got 2147483648"),
-    (checks.seed, jnp.ones(()), r"x must be a whole number, got float32\[\]"),
-    (checks.flag, "False", "x must be True or False, got 'False'"),
-    (checks.function, int, "x must be a function, got <class 'int'>"),
-    (checks.transformation, 1e-3, r"x must be an Optax transformation, with init and update, got 0.001"),
-    (checks.number, jnp.sqrt, "x must be a number or an array, not a schedule"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("check", "value", "message"),
+    [
+        (checks.scalar, float, "x must be a number, an array or a schedule, got <class 'float'>"),
+        (
+            checks.scalar,
+            jnp.bfloat16(1.0),
+            "x must be float32 or wider, got bfloat16: pass a Python number or a float32 array",
+        ),
+        (checks.scalar, jnp.ones(2), r"x must be one number, got an array of shape \(2,\)"),
+        (checks.scalar, 10**400, "x must be an integer below 2.31 or a float, got an integer of 1329 bits"),
+        (checks.decay, 1.0, r"x must be in \[0, 1\), got 1.0"),
+        (checks.whole, 8.0, "x must be a whole number, got 8.0: pass 8"),
+        (checks.whole, 2**31, "x must be a whole number <= 2147483647, got 2147483648"),
+        (checks.seed, jnp.ones(()), r"x must be a whole number, got float32\[\]"),
+        (checks.flag, "False", "x must be True or False, got 'False'"),
+        (checks.function, int, "x must be a function, got <class 'int'>"),
+        (checks.transformation, 1e-3, r"x must be an Optax transformation, with init and update, got 0.001"),
+        (checks.number, jnp.sqrt, "x must be a number or an array, not a schedule"),
+    ],
+)
 def test_a_message_says_what_is_wanted_and_what_came(check, value, message):
     with pytest.raises((TypeError, ValueError), match=f"^{message}"):
         check("x", value)

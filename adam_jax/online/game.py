@@ -120,9 +120,11 @@ def _check_convex(loss: Loss, stream: Any, unravel: Callable[[jax.Array], Any], 
     def below(game: Game, stream: Any) -> tuple[jax.Array, jax.Array]:
         there = jax.vmap(lambda x, t: loss(unravel(x), jax.tree.map(lambda leaf: leaf[t], stream)))(game.iterates[s], t)
         slope = jnp.sum(game.gradients[t] * (game.iterates[s] - game.iterates[t]), -1)
-        scale = jnp.abs(game.losses[t]) + jnp.abs(there) + jnp.sum(
-            jnp.abs(game.gradients[t]) * (jnp.abs(game.iterates[s]) + jnp.abs(game.iterates[t])), -1
-        )  # fmt: skip
+        scale = (
+            jnp.abs(game.losses[t])
+            + jnp.abs(there)
+            + jnp.sum(jnp.abs(game.gradients[t]) * (jnp.abs(game.iterates[s]) + jnp.abs(game.iterates[t])), -1)
+        )
         return game.losses[t] + slope - there, scale
 
     gap, scale = (np.asarray(x) for x in below(game, stream))

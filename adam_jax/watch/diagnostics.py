@@ -309,15 +309,25 @@ def _measure(sums: Sums, size: jax.Array, alpha: jax.Array, known: tuple[bool, .
     gradients, params, updates = known
     mu, nu, step, g, p, u = (jnp.sqrt(x) for x in (t.mu, t.nu, t.step, t.gradient, t.param, t.update))
     return Measurements(
-        size=size, snr_mean=t.snr / jnp.maximum(live, 1.0), snr_quantiles=jax.vmap(_quantiles)(at_least),
-        snr_histogram=at_least - jnp.pad(at_least[:, 1:], ((0, 0), (0, 1))), step_rms=alpha * step * jnp.sqrt(share),
-        step_max=alpha * t.largest, at_alpha=t.at_alpha * share, at_bound=t.at_bound * share,
-        eps_dominated=t.eps_dominated * share, dead=t.dead * share, nonfinite=t.nonfinite, mu_norm=mu, nu_norm=nu,
+        size=size,
+        snr_mean=t.snr / jnp.maximum(live, 1.0),
+        snr_quantiles=jax.vmap(_quantiles)(at_least),
+        snr_histogram=at_least - jnp.pad(at_least[:, 1:], ((0, 0), (0, 1))),
+        step_rms=alpha * step * jnp.sqrt(share),
+        step_max=alpha * t.largest,
+        at_alpha=t.at_alpha * share,
+        at_bound=t.at_bound * share,
+        eps_dominated=t.eps_dominated * share,
+        dead=t.dead * share,
+        nonfinite=t.nonfinite,
+        mu_norm=mu,
+        nu_norm=nu,
         gradient_norm=g if gradients else None,
         cosine=t.product * clock.corrected_rate(1.0, mu) * clock.corrected_rate(1.0, g) if gradients else None,
-        param_norm=p if params else None, update_norm=u if updates else None,
+        param_norm=p if params else None,
+        update_norm=u if updates else None,
         update_ratio=(u if updates else alpha * step) * clock.corrected_rate(1.0, p) if params else None,
-    )  # fmt: skip
+    )
 
 
 def _quantiles(at_least: jax.Array) -> jax.Array:
