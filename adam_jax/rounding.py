@@ -173,7 +173,6 @@ def widen(x: jax.Array) -> jax.Array:
 
 def narrowed(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     """float32 numbers that are on the grid of bfloat16 or float16, in that dtype; of bfloat16 by bits, as `widen`."""
-
     return x.astype(dtype)
 
 

@@ -11,9 +11,9 @@ PACKAGE = Path(adam_jax.__file__).parent
 LAYERS = {
     5: {"__main__"},
     4: {"paper", "bench"},
-    3: {"optimizers", "rows", "diagnostics", "recorder", "regret", "sharding", "checkpoint", "interop"},
-    2: {"transforms", "skipped", "scaling", "averaging", "faults", "weights", "leafsums"},
-    1: {"moments", "storage", "checks", "trees", "domains"},
+    3: {"optimizers", "rows", "watch", "online", "sharding", "checkpoint", "interop"},
+    2: {"transforms", "skipped", "scaling", "averaging", "faults", "weights"},
+    1: {"moments", "storage", "checks", "trees"},
     0: {"rounding", "codes"},
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}

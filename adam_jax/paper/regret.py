@@ -6,8 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax import optimizers, regret, scaling
-from adam_jax.domains import Box
+from adam_jax import optimizers, scaling
+from adam_jax.online import (
+    Box,
+    best_fixed_point,
+    linear_losses,
+    play,
+    reddi_losses,
+    regret,
+    theorem_4_1_bound,
+    theorem_4_1_settings,
+)
 from adam_jax.paper import data
 from adam_jax.paper.lab import MNIST, Figure, Lab, Plan, mnist_train
 from adam_jax.paper.methods import METHODS
@@ -34,11 +43,11 @@ def _online(lab: Lab, plan: Plan, digits: data.Dataset) -> Result:
         stream = _stream(digits, steps, seed)
         best = _best(stream, at)
         for name, make in (("adam", optimizers.adam), ("amsgrad", optimizers.amsgrad)):
-            game = regret.play(_logistic, stream, _start(), make(b2=B2, **_schedules()), DOMAIN)
+            game = play(_logistic, stream, _start(), make(b2=B2, **_schedules()), DOMAIN)
             paid = np.cumsum(np.asarray(game.losses, np.float64))[at - 1]
             found[name].append(paid / at - best)
             if name == "adam":
-                bound = regret.theorem_4_1_bound(game, DOMAIN, ALPHA, B1, B2, LAM)
+                bound = theorem_4_1_bound(game, DOMAIN, ALPHA, B1, B2, LAM)
                 found["bound"].append(np.asarray(bound.total)[at - 1] / at)
             advance(1)
     real = {name: np.stack(values) for name, values in found.items()}
@@ -56,7 +65,7 @@ def _online(lab: Lab, plan: Plan, digits: data.Dataset) -> Result:
         "b1": B1,
         "b2": B2,
         "lam": LAM,
-        "domain": DOMAIN._asdict(),
+        "domain": vars(DOMAIN),
         "tolerance": TOLERANCE,
         "counter_example": {"c": COUNTER_C, "alpha": COUNTER_ALPHA},
     }
@@ -79,7 +88,7 @@ REGRET = Figure(
 
 
 def _schedules() -> dict[str, Any]:
-    return dict(regret.theorem_4_1_settings(ALPHA, B1, LAM))
+    return dict(theorem_4_1_settings(ALPHA, B1, LAM))
 
 
 def _start() -> dict[str, jax.Array]:
@@ -105,7 +114,7 @@ def _best(stream: tuple[jax.Array, jax.Array], at: np.ndarray) -> np.ndarray:
     params, losses = _start(), []
     for steps in at[::-1]:
         head = jax.tree.map(lambda x, steps=steps: x[:steps], stream)
-        found = regret.best_fixed_point(_logistic, head, params, DOMAIN, tolerance=TOLERANCE)
+        found = best_fixed_point(_logistic, head, params, DOMAIN, tolerance=TOLERANCE)
         params = found.params
         losses.append(found.loss)
     return np.array(losses[::-1])
@@ -113,14 +122,14 @@ def _best(stream: tuple[jax.Array, jax.Array], at: np.ndarray) -> np.ndarray:
 
 def _counter_example(steps: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Average regret on `reddi_losses` at times spread evenly over their logarithm, by player."""
-    stream = regret.reddi_losses(steps, COUNTER_C)
+    stream = reddi_losses(steps, COUNTER_C)
     at = np.unique(np.geomspace(30, steps, 60).astype(int))
     rate = scaling.inverse_sqrt_decay(COUNTER_ALPHA)
     found = {}
     for name, make in (("adam", optimizers.adam), ("amsgrad", optimizers.amsgrad)):
         tx = make(rate, 0.0, 1 / (1 + COUNTER_C**2), eps=0.0)
-        game = regret.play(regret.linear_losses, stream, jnp.float32(1.0), tx, Box(-1.0, 1.0))
-        average = regret.regret(game, regret.linear_losses, stream, -1.0) / np.arange(1, steps + 1)
+        game = play(linear_losses, stream, jnp.float32(1.0), tx, Box(-1.0, 1.0))
+        average = regret(game, linear_losses, stream, -1.0) / np.arange(1, steps + 1)
         found[name] = at, average[at - 1]
     return found
 
