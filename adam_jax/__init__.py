@@ -10,7 +10,7 @@ The map, from the arithmetic up:
 * `checks`, `trees`: settings and trees, and what is said when they are wrong.
 * `transforms`: the family, `init`/`update` pairs over pytrees.
 * `scaling`, `averaging`, `faults`: what stands around it in a chain.
-* `weights`: bfloat16 and float16 weights that still learn.
+* `low_precision`: bfloat16 and float16 weights that still learn.
 * `leafsums`, `diagnostics`, `recorder`: what Adam is doing, read from its state, in files and in pictures.
 * `domains`, `regret`: the online game of Section 4, and where Adam fails.
 * `skipped`, `rows`: tables of which each step touches a few rows.
@@ -24,6 +24,7 @@ from adam_jax.diagnostics import Diagnostics, Measurements, watch_adam
 from adam_jax.domains import Ball, Box
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
 from adam_jax.interop import adam_defaults
+from adam_jax.low_precision import InFloat32State, in_float32, master_params, set_master_params
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
 from adam_jax.recorder import Recorder, plot_history
 from adam_jax.regret import (
@@ -54,15 +55,6 @@ from adam_jax.transforms import (
     scale_by_lp,
 )
 from adam_jax.trees import label_by_path
-from adam_jax.weights import (
-    MasterResidualState,
-    StochasticRoundingState,
-    in_float32,
-    master_params,
-    master_residual,
-    set_master_params,
-    stochastic_rounding,
-)
 
 __all__ = [
     "AverageParamsState",
@@ -71,7 +63,7 @@ __all__ = [
     "Box",
     "Diagnostics",
     "Game",
-    "MasterResidualState",
+    "InFloat32State",
     "Measurements",
     "Recorder",
     "RegretBound",
@@ -81,7 +73,6 @@ __all__ = [
     "ScaleByAmsgradState",
     "ScaleByBiasCorrectionState",
     "SkipNonfiniteState",
-    "StochasticRoundingState",
     "Storage",
     "adam",
     "adam_defaults",
@@ -98,7 +89,6 @@ __all__ = [
     "inverse_sqrt_decay",
     "label_by_path",
     "master_params",
-    "master_residual",
     "nadam",
     "nadamw",
     "play",
@@ -114,7 +104,6 @@ __all__ = [
     "set_master_params",
     "skip_nonfinite",
     "state_bytes",
-    "stochastic_rounding",
     "theorem_4_1_bound",
     "theorem_4_1_settings",
     "watch_adam",

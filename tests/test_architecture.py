@@ -12,7 +12,7 @@ LAYERS = {
     5: {"__main__"},
     4: {"paper", "bench"},
     3: {"optimizers", "rows", "diagnostics", "recorder", "regret", "sharding", "checkpoint", "interop"},
-    2: {"transforms", "skipped", "scaling", "averaging", "faults", "weights", "leafsums"},
+    2: {"transforms", "skipped", "scaling", "averaging", "faults", "low_precision", "leafsums"},
     1: {"moments", "storage", "checks", "trees", "domains"},
     0: {"rounding", "codes"},
 }
