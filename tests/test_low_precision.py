@@ -383,3 +383,158 @@ def test_the_difference_and_the_bits_survive_in_exported_gpu_and_tpu_lowerings(r
             assert operation in text
         last_add = [line for line in text.splitlines() if "stablehlo.add" in line and "tensor<8xf32>" in line][-1]
         assert "bf16" not in last_add  # p + u is a float32 sum
+
+
+@pytest.mark.parametrize(("residual", "dtype"), [(0, jnp.bfloat16), (0, jnp.float16), (8, jnp.bfloat16)])
+def test_updates_down_to_a_twenty_millionth_of_a_weight_act_as_they_should(residual, dtype):
+    rates = np.array([1e-6, -1e-6, 1e-7, -1e-7, 5e-8, -5e-8])  # the last are below half a unit of float32
+    start = jnp.concatenate([_weights(dtype, (6144,)), jnp.ones(2048, dtype)])
+    params = jnp.tile(start, (len(rates), 1))
+    wide = np.asarray(params).astype(np.float64)
+    tx, u = adam_jax.in_float32(as_they_are, residual), jnp.asarray(wide * rates[:, None], jnp.float32)
+
+    @jax.jit
+    def run(params, state):
+        def body(_, carry):
+            updates, state = tx.update(u, carry[1], carry[0])
+            return optax.apply_updates(carry[0], updates), state
+
+        return jax.lax.fori_loop(0, 10_000, body, (params, state))
+
+    moved, state = run(params, tx.init(params))
+    moved = np.asarray(adam_jax.master_params(state, moved)).astype(np.float64)
+    ratio = ((moved - wide) / wide).mean(1) / (10_000 * rates)
+    # four deviations of as many independent draws, which are fewer the coarser the grid
+    np.testing.assert_allclose(ratio, 1, atol=4 * (10_000 * 8192 * 2.0**7 * 5e-8) ** -0.5)
+    np.testing.assert_allclose(ratio[:2], 1, atol=0.02)
+
+
+@pytest.mark.parametrize("period", [89, 144, 233, 256])
+def test_a_weight_that_moves_once_in_a_while_is_rounded_without_resonance(period):
+    params = jnp.full(2048, 1.5, jnp.bfloat16)  # a spacing of 2^-7
+    tx = adam_jax.in_float32(as_they_are)
+
+    @jax.jit
+    def run(params, state):
+        def body(carry, t):
+            u = jnp.full(2048, jnp.where(t % period == 0, 0.2 * 2.0**-7, 0.0))
+            updates, state = tx.update(u, carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        return jax.lax.scan(body, (params, state), jnp.arange(64 * period))[0][0]
+
+    units = (np.asarray(run(params, tx.init(params))).astype(np.float64) - 1.5) * 2.0**7
+    independent = (64 * 0.2 * 0.8) ** 0.5
+    assert np.sqrt(((units - 64 * 0.2) ** 2).mean()) < 1.15 * independent
+    assert np.abs(units - 64 * 0.2).max() < 6 * independent
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_the_count_wraps_and_the_weights_go_on(residual):
+    params = _weights()
+    tx = adam_jax.in_float32(as_they_are, residual)
+    state = tx.init(params)._replace(count=jnp.int32(2**31 - 2))
+    start = np.asarray(params).astype(np.float64)
+    moved, state = _run(tx, params, jnp.full((400, 4096), 1e-4), state)
+    assert int(state.count) == -(2**31) + 398
+    assert abs((np.asarray(adam_jax.master_params(state, moved)) - start).mean() / 0.04 - 1) < 0.02
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_derivatives_are_those_of_the_mean_of_the_rounding(residual):
+    params, gradients = _weights(), _gradients(5)
+
+    def last(rate, params, dtype):
+        tx = adam_jax.in_float32(optax.sgd(rate), residual)
+        params, state = params.astype(dtype), tx.init(params.astype(dtype))
+        for g in gradients:
+            updates, state = tx.update(g, state, params)
+            params = optax.apply_updates(params, updates)
+        return params.astype(jnp.float32)
+
+    tangents = [jax.jvp(lambda r, d=dtype: last(r, params, d), (1e-3,), (1.0,))[1] for dtype in (jnp.bfloat16, jnp.float32)]
+    np.testing.assert_allclose(*tangents, rtol=2.0**-6, atol=2.0**-7 * np.abs(gradients).max())  # tangents are bfloat16
+    slope = jax.jit(jax.grad(lambda p: (last(1e-3, p, jnp.bfloat16) ** 2).sum()))(params)
+    np.testing.assert_allclose(slope.astype(jnp.float32), 2 * last(1e-3, params, jnp.bfloat16), rtol=2.0**-7)
+
+
+def test_averages_inside_are_of_the_float32_weights_and_outside_of_the_rounded_ones():
+    params, gradients = _weights(), _gradients(200)
+    averaging = optax.chain(adam_jax.adam(1e-3), adam_jax.average_params(0.99))
+    wide, state = _run(averaging, params.astype(jnp.float32), gradients)
+    expected = adam_jax.averaged_params(state, wide)
+    for residual, tolerance in ((16, 0.0), (8, 1e-4), (0, 2e-3)):
+        narrow, state = _run(adam_jax.in_float32(averaging, residual), params, gradients)
+        average = adam_jax.averaged_params(state, adam_jax.master_params(state, narrow))
+        assert average.dtype == jnp.float32
+        assert np.abs(np.asarray(average) - np.asarray(expected)).mean() <= tolerance
+    outside = optax.chain(adam_jax.in_float32(adam_jax.adam(1e-3), 16), adam_jax.average_params(0.99))
+    narrow, state = _run(outside, params, gradients)
+    average = adam_jax.averaged_params(state, adam_jax.master_params(state, narrow))
+    assert np.abs(np.asarray(average) - np.asarray(expected)).mean() > 1e-4
+
+
+@pytest.mark.parametrize("residual", [8, 16])
+def test_where_says_which_of_several_states_is_meant(residual):
+    params = {"w": _weights(), "b": _weights(shape=(64,))}
+    groups = {
+        "slow": adam_jax.in_float32(adam_jax.adam(1e-5), residual),
+        "fast": adam_jax.in_float32(optax.sgd(1e-4), residual),
+    }
+    tx = optax.partition(groups, {"w": "slow", "b": "fast"})
+    moved, state = _run(tx, params, {"w": _gradients(20), "b": _gradients(20, (64,))})
+    with pytest.raises(ValueError, match=r"where must be .* got None; there are .*'fast'.*'slow'"):
+        adam_jax.master_params(state, moved)
+    with pytest.raises(ValueError, match="got 'medium'"):
+        adam_jax.set_master_params(state, moved, where="medium")
+    slow = adam_jax.master_params(state, moved, where="slow")
+    assert (slow["w"].dtype, slow["b"].dtype) == (jnp.float32, jnp.bfloat16)
+    again, new = adam_jax.set_master_params(state, jax.tree.map(lambda p: 2 * p, slow), where="slow")
+    np.testing.assert_array_equal(adam_jax.master_params(new, again, where="slow")["w"], 2 * slow["w"])
+    np.testing.assert_array_equal(
+        adam_jax.master_params(new, moved, where="fast")["b"], adam_jax.master_params(state, moved, where="fast")["b"]
+    )
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_accumulated_gradients_outside_move_weights_at_every_other_step(residual):
+    params, g = _weights(), _gradients(1)[0].astype(jnp.bfloat16)
+    tx = optax.MultiSteps(adam_jax.in_float32(adam_jax.adam(1e-2), residual), 2).gradient_transformation()
+    half, state = _step(tx)(params, tx.init(params), g)
+    np.testing.assert_array_equal(_patterns(half), _patterns(params))
+    whole, state = _step(tx)(half, state, g)
+    once = adam_jax.in_float32(adam_jax.adam(1e-2), residual)
+    expected, _ = _step(once)(params, once.init(params), g)
+    np.testing.assert_array_equal(_patterns(whole), _patterns(expected))
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("x64", [False, True])
+def test_strict_promotion_and_64_bits_change_nothing(residual, x64):
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(x64):
+        params = {"w": _weights(), "scale": jnp.ones(3), "key": jax.random.key(0), "steps": jnp.array(3)}
+        none = np.zeros((), jax.dtypes.float0)
+        gradients = {"w": params["w"], "scale": jnp.ones(3), "key": none, "steps": none}
+        tx = adam_jax.in_float32(adam_jax.adam(1e-3), residual)
+        updates, state = jax.jit(tx.update)(gradients, tx.init(params), params)
+        assert updates["w"].dtype == jnp.float32
+        assert updates["scale"].dtype == params["scale"].dtype
+        moved = {name: (params[name].astype(updates[name].dtype) + updates[name]) for name in ("w", "scale")}
+        moved = {"key": params["key"], "steps": params["steps"] + updates["steps"]} | moved
+        moved["w"] = moved["w"].astype(jnp.bfloat16)
+        assert int(moved["steps"]) == 3
+        masters = adam_jax.master_params(state, moved)
+        drift = masters["w"] - params["w"].astype(jnp.float32) + 1e-3 * jnp.sign(params["w"]).astype(jnp.float32)
+        assert abs(float(drift.mean())) < 1e-4
+        if residual:
+            np.testing.assert_array_equal(_patterns(adam_jax.set_master_params(state, masters)[0]["w"]), _patterns(moved["w"]))
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_optax_maps_states_of_bfloat16_params_with_more_trees(residual):
+    params = {"w": _weights(), "b": _weights(shape=(3,))}
+    tx = adam_jax.in_float32(adam_jax.adam(1e-3), residual)
+    state = tx.init(params)
+    names = {"w": "of w", "b": "of b"}
+    mapped = optax.tree_utils.tree_map_params(tx, lambda leaf, name: (leaf.shape, name), state, names)
+    assert mapped.residual == (None if residual == 0 else {"w": ((4096,), "of w"), "b": ((3,), "of b")})
