@@ -102,9 +102,7 @@ def in_float32(
             return jnp.zeros_like(leaf, dtype=f"uint{residual}") if narrow and residual else None
 
         kept = trees.map_params(empty, params)
-        return InFloat32State(
-            inside.init(jax.tree.map(_wide, params)), jnp.zeros([], jnp.int32), kept if residual else None
-        )
+        return InFloat32State(inside.init(jax.tree.map(_wide, params)), jnp.zeros([], jnp.int32), kept if residual else None)
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         if params is None:

@@ -244,5 +244,7 @@ def test_the_exact_sum_is_rounded_up_with_its_own_probability_and_not_with_that_
         raised = (np.abs(np.asarray(rounded)) > down) & (middle < 2**32)
         low, high = np.where(raised, low, np.minimum(middle + 1, high)), np.where(raised, middle, high)
     probability = 1 - high / 2**32
-    np.testing.assert_allclose(probability, (exact - down) / (above.astype(np.float64) - down), rtol=0, atol=2.0 ** -(drop + 16))
+    np.testing.assert_allclose(
+        probability, (exact - down) / (above.astype(np.float64) - down), rtol=0, atol=2.0 ** -(drop + 16)
+    )
     assert ((up == above) | (probability == 0)).all()
