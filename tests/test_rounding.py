@@ -1,5 +1,7 @@
 """Fewer bits without bias, and without loss."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,7 +155,7 @@ def test_draws_are_those_of_the_global_index_on_any_sharding():
 
 
 def _errors(counts):
-    """What the number of draws below a threshold of its own is off, for 512 elements; and the deviation of independent draws."""
+    """For 512 elements, how far the number of draws below a threshold is off, and the deviation of independent draws."""
     p = np.random.default_rng(2).uniform(0.02, 0.98, size=512)
     index, thresholds = jnp.arange(512, dtype=jnp.uint32), jnp.asarray((p * 2**32).astype(np.uint32))
 
@@ -187,7 +189,7 @@ def test_consecutive_draws_are_spread_as_evenly_as_can_be():
 def test_draws_go_on_where_the_count_wraps():
     last = jnp.int32(2**31 - 1)
     draws = [rounding.draws((4096,), rounding.stream(0, "w"), count) for count in (last - 1, last, last + jnp.int32(1))]
-    for a, b in zip(draws, draws[1:], strict=False):
+    for a, b in itertools.pairwise(draws):
         assert (np.asarray(a) != np.asarray(b)).mean() > 0.99
     np.testing.assert_array_equal(draws[2], rounding.draws((4096,), rounding.stream(0, "w"), jnp.uint32(2**31)))
 
