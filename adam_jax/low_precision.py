@@ -30,6 +30,8 @@ from adam_jax import rounding, trees
 
 __all__ = ["InFloat32State", "in_float32", "master_params", "set_master_params"]
 
+ADVICE = "train with in_float32(tx, residual=8 or 16)"
+
 
 class InFloat32State(NamedTuple):
     """The state of what runs in float32, and what the weights lack of float32.
@@ -37,8 +39,8 @@ class InFloat32State(NamedTuple):
     Attributes:
         inner_state: of the transformation inside.
         count: int32 scalar, the number of updates made; it wraps.
-        residual: a tree like the params, uint16 or uint8: the bits of the float32 pattern after the first 16; `None` for
-            leaves that are not bfloat16. `None` altogether where nothing is kept.
+        residual: a tree like the params, uint16 or uint8: the bits of the float32 pattern after the first 16; a boolean
+            for leaves that are not bfloat16. `None` altogether where nothing is kept.
     """
 
     inner_state: Any
@@ -97,32 +99,33 @@ def in_float32(
     allowed = (jnp.bfloat16,) if residual else (jnp.bfloat16, jnp.float16)
 
     def init_fn(params: Any) -> InFloat32State:
-        def empty(path: str, leaf: Any) -> jax.Array | None:
-            narrow = _is_narrow(path, leaf, allowed)
-            return jnp.zeros_like(leaf, dtype=f"uint{residual}") if narrow and residual else None
+        def empty(at: trees.At, leaf: Any) -> jax.Array:
+            narrow = _is_narrow(at, leaf, allowed)
+            return jnp.zeros_like(leaf, dtype=f"uint{residual}") if narrow and residual else jnp.asarray(trees.ABSENT)
 
         kept = trees.map_params(empty, params)
-        return InFloat32State(inside.init(jax.tree.map(_wide, params)), jnp.zeros([], jnp.int32), kept if residual else None)
+        inner_state = inside.init(jax.tree.map(_wide, params))
+        return InFloat32State(inner_state, jnp.zeros([], jnp.int32), kept if residual else None)
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("rounding weights needs the params: call update(gradients, state, params)")
 
-        def step(path: str, p: Any, u: ArrayLike, master: jax.Array, low: jax.Array | None) -> tuple[Any, Any]:
-            narrow = _is_narrow(path, p, allowed)
-            if residual:
-                _check_as_at_init(path, p, narrow, low)
-            if not narrow:
-                return u, low
+        def step(at: trees.At, u: ArrayLike, master: jax.Array, *low: jax.Array) -> tuple[Any, ...]:
+            if not _is_narrow(at, at.param, allowed):
+                return u, master, *low
             bits = None
             if residual < 16:
-                bits = rounding.draws(p.shape, rounding.stream(seed, path), state.count)
-            return _rounded(jnp.asarray(u).astype(jnp.float32), p, master, low, bits)
+                bits = rounding.draws(at.param.shape, rounding.stream(seed, at.path), state.count)
+            u, low = _rounded(jnp.asarray(u).astype(jnp.float32), at.param, master, low, bits)
+            return u, master, *low
 
         masters = _joined(state, params)
         updates, inner_state = inside.update(jax.tree.map(_wide, updates), state.inner_state, masters, **extra_args)
-        updates, kept = _map_updates(step, updates, masters, state.residual, params)
-        return updates, InFloat32State(inner_state, state.count + jnp.ones_like(state.count), kept)
+        columns = [trees.map_params(lambda _, leaf: leaf, masters), *([state.residual] if residual else [])]
+        updates, (_, *kept) = trees.map_updates(step, updates, columns, params)
+        count = state.count + jnp.ones_like(state.count)
+        return updates, InFloat32State(inner_state, count, kept[0] if residual else None)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -149,7 +152,7 @@ def master_params(state: Any, params: Any, *, where: str | None = None) -> Any:
         >>> jax.tree.map(lambda p: str(p.dtype), master_params(state, params))
         {'scale': 'float32', 'w': 'float32'}
     """
-    return _joined(_only(state, where), params)
+    return _joined(trees.only(state, InFloat32State, where, ADVICE), params)
 
 
 def set_master_params(state: Any, masters: Any, *, where: str | None = None) -> tuple[Any, Any]:
@@ -175,7 +178,7 @@ def set_master_params(state: Any, masters: Any, *, where: str | None = None) -> 
         >>> print(params["w"], master_params(state, params)["w"])
         [3.14062] [3.1415927]
     """
-    own = _only(state, where)
+    own = trees.only(state, InFloat32State, where, ADVICE)
     if own.residual is None:
         raise ValueError("state must keep a residual, in_float32(tx, residual=8 or 16): without one, cast the masters")
 
@@ -184,7 +187,7 @@ def set_master_params(state: Any, masters: Any, *, where: str | None = None) -> 
             return master, residual
         if np.shape(master) != residual.shape or jnp.result_type(master) != jnp.float32:
             raise ValueError(
-                f"masters must be float32 of shape {residual.shape} at {trees.path_of(path) or 'the root'}, got "
+                f"masters must be float32 of shape {residual.shape} at {trees.At(path)}, got "
                 f"{jnp.result_type(master)} of shape {np.shape(master)}"
             )
         bits, master = jnp.iinfo(residual.dtype).bits, jnp.asarray(master)
@@ -196,40 +199,26 @@ def set_master_params(state: Any, masters: Any, *, where: str | None = None) -> 
         jax.tree.map(lambda _, pair, i=i: pair[i], own.residual, pairs, is_leaf=trees.is_absent) for i in (0, 1)
     )
     fresh = own._replace(residual=residual)
-    return params, jax.tree.map(lambda node: fresh if node is own else node, state, is_leaf=_is_own)
+    return params, jax.tree.map(lambda node: fresh if node is own else node, state, is_leaf=lambda node: node is own)
 
 
 @jax.custom_jvp
-def _rounded(u: jax.Array, p: jax.Array, master: jax.Array, low: Any, bits: Any) -> tuple[jax.Array, Any]:
+def _rounded(u: jax.Array, p: jax.Array, master: jax.Array, low: tuple, bits: Any) -> tuple[jax.Array, tuple]:
     """The update that leads from p to the new weight, and its residual; -0, which changes nothing, where p is kept."""
     total, rest = rounding.two_sum(master, u)
-    if low is None:
+    if not low:
         old, new = master, rounding.round_to(total, p.dtype, bits, rest)
     else:
         total = total if bits is None else rounding.stochastic(total, bits, 8, rest)
-        new, low = rounding.split(total, jnp.iinfo(low.dtype).bits)
+        new, *low = rounding.split(total, jnp.iinfo(low[0].dtype).bits)
         old, new = rounding.widen(p), rounding.widen(new)
-    return jnp.where(rounding.pattern(old) == rounding.pattern(new), -0.0, new - old), low
+    return jnp.where(rounding.pattern(old) == rounding.pattern(new), -0.0, new - old), tuple(low)
 
 
 @_rounded.defjvp
 def _rounded_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     update, low = _rounded(*primals)
-    return (update, low), (tangents[0], None if low is None else np.zeros(low.shape, jax.dtypes.float0))
-
-
-def _map_updates(step: Any, updates: Any, masters: Any, residual: Any, params: Any) -> tuple[Any, Any]:
-    """`step(path, param, update, master, residual) -> (update, residual)` over the trained leaves."""
-    trained = trees.map_params(lambda path, leaf: leaf, masters)
-    paths = trees.map_params(lambda path, _: path, masters)
-    empty = trees.map_params(lambda *_: None, masters) if residual is None else residual
-
-    def lent(u: Any, master: Any, path: Any, p: Any, low: Any) -> tuple:
-        u, low = step(path, p, u, master, low)
-        return u, master, path, p, low
-
-    updates, (*_, low) = trees.map_updates(lent, updates, [trained, paths, params, empty], params)
-    return updates, None if residual is None else low
+    return (update, low), (tangents[0], tuple(np.zeros(x.shape, jax.dtypes.float0) for x in low))
 
 
 def _wide(x: Any) -> Any:
@@ -247,47 +236,28 @@ def _joined(state: InFloat32State, params: Any) -> Any:
         return jax.tree.map(_wide, params)
 
     def join(keys: Any, low: Any, p: Any) -> Any:
-        if trees.is_absent(low):
+        if isinstance(low, optax.MaskedNode):
             return p
-        _check_as_at_init(trees.path_of(keys), p, p.dtype == jnp.bfloat16, low)
-        return rounding.join(jnp.asarray(p), low)
+        absent = trees.is_absent(low)
+        if absent == (getattr(p, "dtype", None) == jnp.bfloat16):
+            raise ValueError(
+                f"the param at {trees.At(keys)} is {jnp.result_type(p)}, but was not at init: cast before init, and apply "
+                "updates with optax.apply_updates"
+            )
+        return p if absent else rounding.join(jnp.asarray(p), low)
 
     return jax.tree_util.tree_map_with_path(join, state.residual, params, is_leaf=trees.is_absent)
 
 
-def _is_narrow(path: str, leaf: Any, allowed: tuple) -> bool:
+def _is_narrow(at: trees.At, leaf: Any, allowed: tuple) -> bool:
     """Whether a weight is narrower than float32; an error if in a way that is not allowed."""
     dtype = jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
     if dtype in allowed:
         return True
     if jnp.finfo(dtype).bits < 32:
         names = " or ".join(np.dtype(d).name for d in allowed)
+        with_or_without = "with a" if len(allowed) == 1 else "without"
         raise ValueError(
-            f"in_float32 with {'a' if len(allowed) == 1 else 'no'} residual needs weights of {names}, or float32 and wider, "
-            f"got {dtype} at {path or 'the root'}"
+            f"in_float32 {with_or_without} residual needs weights of {names}, or float32 and wider, got {dtype} at {at}"
         )
     return False
-
-
-def _check_as_at_init(path: str, p: Any, narrow: bool, low: Any) -> None:
-    if narrow != (low is not None):
-        raise ValueError(
-            f"the param at {path or 'the root'} is {p.dtype}, but was not at init: cast before init, and apply updates with "
-            "optax.apply_updates"
-        )
-
-
-def _is_own(node: Any) -> bool:
-    return isinstance(node, InFloat32State)
-
-
-def _only(state: Any, where: str | None) -> InFloat32State:
-    """The one `InFloat32State` in a state, or the one whose path has `where` in it."""
-    with_paths = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_own)
-    found = {jax.tree_util.keystr(keys): node for keys, node in with_paths if _is_own(node)}
-    if not found:
-        raise ValueError("state must hold an InFloat32State, got none: train with in_float32(tx, residual=8 or 16)")
-    chosen = {path: node for path, node in found.items() if where is None or where in path}
-    if len(chosen) != 1:
-        raise ValueError(f"where must be a part of the path of one InFloat32State, got {where!r}; there are {list(found)}")
-    return next(iter(chosen.values()))

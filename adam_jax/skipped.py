@@ -31,7 +31,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import moments
+from adam_jax import clock, moments
 
 __all__ = ["Rows", "Settings", "catch_up", "log_decay", "weight"]
 
@@ -197,7 +197,7 @@ def _band(
 
     def add(j: jax.Array, sums: _Sums) -> _Sums:
         taken = j <= steps
-        rate = jnp.asarray(moments.at(settings.learning_rate, start + j - 1), dtype)
+        rate = jnp.asarray(clock.at(settings.learning_rate, start + j - 1), dtype)
         w1_now, root_now = w1 + (1.0 - w1) * weight(settings.b1, j, dtype), root_weight2(j)
         decay = jnp.exp(j * (log_b1 - 0.5 * log_b2))
         c = jnp.where(taken, rate * decay * (w1 / w1_now) * (root_now / jnp.sqrt(w2)), 0.0)
@@ -205,7 +205,7 @@ def _band(
         powers = (c, c * y, c * y * y, c * y * y * y)
         if not settings.decays():
             return sums._replace(powers=tuple(s + p for s, p in zip(sums.powers, powers, strict=True)))
-        log_keep = log_decay(rate, moments.at(settings.weight_decay, start + j - 1), dtype)
+        log_keep = log_decay(rate, clock.at(settings.weight_decay, start + j - 1), dtype)
         keep = jnp.where(taken, jnp.exp(log_keep), 1.0)
         return _Sums(
             sums.log_kept + jnp.where(taken, log_keep, 0.0),
@@ -246,7 +246,7 @@ def _cut(b1: ArrayLike, b2: ArrayLike) -> ArrayLike:
     """K: the steps after the first K skipped ones move no coordinate by more than `CUT` learning rates in all."""
     xp = np if isinstance(b1, (int, float)) and isinstance(b2, (int, float)) else jnp
     log_rho = xp.log(xp.maximum(b1, 1e-38)) - 0.5 * xp.log(b2)
-    rate1, rate2 = moments.complement(b1), moments.complement(b2)
+    rate1, rate2 = clock.complement(b1), clock.complement(b2)
     bound = rate1 / xp.sqrt(rate2 * (1.0 - b1 * b1 / b2))
     return xp.ceil(xp.log(CUT * -xp.expm1(log_rho) / bound) / log_rho).astype(xp.int32)
 

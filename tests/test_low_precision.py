@@ -217,7 +217,7 @@ def test_rounding_does_not_depend_on_the_other_leaves_and_does_on_the_seed():
 
 @pytest.mark.parametrize(("residual", "most"), [(0, 4.1), (8, 5.1), (16, 6.1)])
 def test_weights_and_int8_moments_take_four_to_six_bytes_a_parameter(residual, most):
-    tx = adam_jax.in_float32(adam_jax.adam(1e-3, mu_dtype="int8", nu_dtype="int8"), residual)
+    tx = adam_jax.in_float32(adam_jax.adam(1e-3, storage="int8"), residual)
     params = jax.ShapeDtypeStruct((2**16,), jnp.bfloat16)
     leaves = jax.tree.leaves((params, jax.eval_shape(tx.init, params)))
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 2**16 <= most
