@@ -1,21 +1,11 @@
 """Low-precision weights that still learn: any Optax transformation, run as if the params were float32.
 
-A bfloat16 weight has 8 significant bits: adding an update below half its spacing, 1/512 of the weight, changes nothing, and
-training stands still at the learning rates that Adam is used with. `in_float32` rounds the exact sum of weight and update
-up or down at random, without bias, or keeps the low bits of a float32 weight next to the bfloat16 one.
-
-Its updates are the float32 difference of the new weight and the old one, so that the stock `optax.apply_updates`, which
-computes `(p + u).astype(p.dtype)`, lands on exactly the weight it chose. With p the old weight and q the new one, rounded
-from the sum s = p + u, the number p + fl(q - p) rounds to q:
-
-* |q| >= |p|: fl errs by 2^-23 |q| at most, and weights are 2^-11 |q| apart or more.
-* |q| < |p|, with 2^e <= |p| < 2^(e+1): s is a multiple of 2^(e-24), whether u is small or cancels p, and so is q. The
-  difference q - p is a multiple of 2^(e-23), or no larger than 2^e: it is exact.
-
-(Below 3e-36, where the difference of two weights is subnormal, processors that flush such numbers leave the weight where it
-was; above 1e38 the difference can overflow.)
-
-**Derivatives** are those of the mean: a rounding passes them on as if it were not there.
+Adding an update below half its spacing, 1/512 of the weight, changes no bfloat16 weight. `in_float32` rounds the exact sum at
+random, without bias, or keeps the low bits of a float32 weight beside the bfloat16 one. Its updates are the float32
+difference q - p of the new weight and the old one, and p + fl(q - p) rounds to q, so that the stock `optax.apply_updates`,
+`(p + u).astype(p.dtype)`, lands on exactly the weight it chose: if |q| >= |p|, fl errs by 2^-23 |q| at most, and weights are
+2^-11 |q| apart or more; if |q| < |p| < 2^(e+1), q is a multiple of 2^(e-24), and the difference is exact. (Below 3e-36, where
+differences are subnormal, some processors leave the weight where it was; above 1e38 they can overflow.)
 """
 
 from typing import Any, NamedTuple
@@ -34,18 +24,11 @@ ADVICE = "train with in_float32(tx, residual=8 or 16)"
 
 
 class InFloat32State(NamedTuple):
-    """The state of what runs in float32, and what the weights lack of float32.
-
-    Attributes:
-        inner_state: of the transformation inside.
-        count: int32 scalar, the number of updates made; it wraps.
-        residual: a tree like the params, uint16 or uint8: the bits of the float32 pattern after the first 16; a boolean
-            for leaves that are not bfloat16. `None` altogether where nothing is kept.
-    """
+    """The state of what runs in float32, and what the weights lack of float32."""
 
     inner_state: Any
-    count: ArrayLike
-    residual: Any
+    count: ArrayLike  # int32 scalar, the number of updates made; it wraps
+    residual: Any  # like the params, uint16 or uint8, the bits after the first 16; a boolean for other leaves; or None
 
 
 def in_float32(
@@ -53,20 +36,19 @@ def in_float32(
 ) -> optax.GradientTransformationExtraArgs:
     """Run `tx` as if the params were float32, then round: gradients, weights and state are float32 inside.
 
-    * `residual=0`, bfloat16 and float16: the new weight is one of the two neighbours of the sum, the upper one with a
-      probability equal to the remainder: updates of 1e-8 of a weight act as they should on average. Nothing is kept.
+    * `residual=0`, bfloat16 and float16: the new weight is a neighbour of the exact sum, the upper one with a probability
+      equal to the remainder, so that updates of 1e-8 of a weight act as they should on average. Nothing is kept.
     * `residual=8`, bfloat16: weights of 24 bits in 3 bytes, rounded to these without bias.
-    * `residual=16`, bfloat16: the float32 run of `tx`, bit for bit, in 4 bytes (for weights from 3e-36 to 1e38). With
-      a residual the params are the float32 weights rounded to nearest; ties go away from zero (`rounding.split`).
+    * `residual=16`, bfloat16: the float32 run of `tx`, bit for bit, in 4 bytes (for weights from 3e-36 to 1e38).
 
-    The draws depend on the seed, the count, the leaf's path and the element's index (inside `shard_map`, that in the
-    shard): replicas and shardings agree. Leaves of float32 and wider pass through. A finite sum beyond the dtype's
-    largest number stays at that; infinities and NaN pass through.
+    Draws depend on the seed, the count, the leaf's path and the element's index (inside `shard_map`, that in the shard), so
+    replicas and shardings agree. Leaves of float32 and wider, infinities and NaN pass through; finite sums stay finite.
+    Derivatives are those of the mean: they pass a rounding as if it were not there.
 
-    Everything that changes updates belongs into `tx`: schedules, clipping, decay, `inject_hyperparams` (outside, it casts
-    the learning rate to the dtype of the gradients), `apply_if_finite`, and `average_params`, which averages the float32
-    weights there. What scales or clips after the rounding undoes it. `optax.apply_updates` is meant, not Equinox's, which
-    adds without casting; under `jax_numpy_dtype_promotion="strict"` write out its `(p.astype(u.dtype) + u).astype(p.dtype)`.
+    Everything that changes updates belongs into `tx`, and so do `inject_hyperparams`, which casts the learning rate to the
+    gradients' dtype, `apply_if_finite`, and `average_params`, which averages the float32 weights there; what scales or clips
+    after the rounding undoes it. Equinox's `apply_updates` does not cast. Under `jax_numpy_dtype_promotion="strict"` write
+    out Optax's: `(p.astype(u.dtype) + u).astype(p.dtype)`.
 
     Args:
         tx: any Optax transformation, with the learning rate; what it gets are float32 gradients and weights.
@@ -74,8 +56,8 @@ def in_float32(
         seed: integer, Python's or an array; of use with residual 0 and 8.
 
     Returns:
-        A transformation with state `InFloat32State`, whose updates are float32; `update` needs the params. A new state
-        means float32 weights equal to the params; `set_master_params` starts from others.
+        A transformation with state `InFloat32State`, whose updates are float32; `update` needs the params. In a new state the
+        float32 weights are the params; `set_master_params` starts from others.
 
     Raises:
         ValueError: for another `residual`, or a seed that is no integer; from `init` and `update`, for weights narrower than
@@ -210,9 +192,10 @@ def _rounded(u: jax.Array, p: jax.Array, master: jax.Array, low: tuple, bits: An
         old, new = master, rounding.round_to(total, p.dtype, bits, rest)
     else:
         total = total if bits is None else rounding.stochastic(total, bits, 8, rest)
-        new, *low = rounding.split(total, jnp.iinfo(low[0].dtype).bits)
+        new, kept = rounding.split(total, jnp.iinfo(low[0].dtype).bits)
+        low = (kept,)
         old, new = rounding.widen(p), rounding.widen(new)
-    return jnp.where(rounding.pattern(old) == rounding.pattern(new), -0.0, new - old), tuple(low)
+    return jnp.where(rounding.pattern(old) == rounding.pattern(new), -0.0, new - old), low
 
 
 @_rounded.defjvp
