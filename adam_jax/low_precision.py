@@ -1,11 +1,11 @@
 """Low-precision weights that still learn: any Optax transformation, run as if the params were float32.
 
-Adding an update below half its spacing, 1/512 of the weight, changes no bfloat16 weight. `in_float32` rounds the exact sum at
-random, without bias, or keeps the low bits of a float32 weight beside the bfloat16 one. Its updates are the float32
+Adding an update below half its spacing, 1/512 of the weight, changes no bfloat16 weight. `in_float32` rounds the exact sum
+at random, without bias, or keeps the low bits of a float32 weight beside the bfloat16 one. Its updates are the float32
 difference q - p of the new weight and the old one, and p + fl(q - p) rounds to q, so that the stock `optax.apply_updates`,
-`(p + u).astype(p.dtype)`, lands on exactly the weight it chose: if |q| >= |p|, fl errs by 2^-23 |q| at most, and weights are
-2^-11 |q| apart or more; if |q| < |p| < 2^(e+1), q is a multiple of 2^(e-24), and the difference is exact. (Below 3e-36, where
-differences are subnormal, some processors leave the weight where it was; above 1e38 they can overflow.)
+`(p + u).astype(p.dtype)`, lands on exactly the weight it chose: if |q| >= |p|, fl errs by 2^-23 |q| at most, and weights
+are 2^-11 |q| apart or more; if |q| < |p| < 2^(e+1), q is a multiple of 2^(e-24), and the difference is exact. (Below 3e-36,
+where differences are subnormal, some processors leave the weight where it was; above 1e38 they can overflow.)
 """
 
 from typing import Any, NamedTuple
@@ -56,8 +56,8 @@ def in_float32(
         seed: integer, Python's or an array; of use with residual 0 and 8.
 
     Returns:
-        A transformation with state `InFloat32State`, whose updates are float32; `update` needs the params. In a new state the
-        float32 weights are the params; `set_master_params` starts from others.
+        A transformation with state `InFloat32State`, whose updates are float32; `update` needs the params. In a new state
+        the float32 weights are the params; `set_master_params` starts from others.
 
     Raises:
         ValueError: for another `residual`, or a seed that is no integer; from `init` and `update`, for weights narrower than
