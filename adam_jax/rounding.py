@@ -28,7 +28,7 @@ EXPONENT = np.uint32(0x7F800000)
 SIGN = np.uint32(0x80000000)
 
 
-def stream(seed: ArrayLike, path: str) -> jax.Array:
+def stream(seed: ArrayLike, path: str) -> ArrayLike:
     """The name of a leaf's sequence of draws, uint32: a hash of the seed and the path, so no leaf shares another's.
 
     A prefix of the path tells apart what is rounded for one leaf.
@@ -37,8 +37,9 @@ def stream(seed: ArrayLike, path: str) -> jax.Array:
         >>> print(stream(0, "['w']") == stream(0, "['b']"))
         False
     """
-    seed = jnp.asarray(seed).astype(jnp.uint32)
-    return _hash(_hash(seed + np.uint32(0x9E3779B9)) + np.uint32(zlib.crc32(path.encode())))
+    host = isinstance(seed, int)  # then nothing is traced
+    seed = np.array([seed % 2**32], np.uint32) if host else jnp.asarray(seed).astype(jnp.uint32).reshape(1)
+    return _hash(_hash(seed + np.uint32(0x9E3779B9)) + np.uint32(zlib.crc32(path.encode())))[0]
 
 
 def draws(shape: tuple[int, ...], stream: jax.Array, count: ArrayLike) -> jax.Array:

@@ -45,11 +45,11 @@ class CodesByPath(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a state keeps of one leaf: the first moment, second moments (AMSGrad has two), and the windows of int8 codes."""
+    """What a state keeps of one leaf: the first moment and the second ones, of which AMSGrad has two."""
 
     mu: jax.Array
     nus: Nus
-    windows: Any = ()  # int32[len(nus), 4]: the window of the codes and that of the coming ones (`codes`)
+    windows: Any = ()  # int32[len(nus), 4]: the window of the int8 codes and that of the coming ones (`Codes`)
 
 
 class Codes(NamedTuple):
@@ -57,11 +57,27 @@ class Codes(NamedTuple):
 
     Attributes:
         bound: scalar, the most that |mu| can be in units of sqrt(nu) (`norms`); the codes of int8 ratios depend on it.
-        windows: int32[leaves, moments, 4], `Kept.windows`; of use where a leaf is int8.
+        windows: int32[leaves, moments, 4], where a leaf is int8: the window of its codes, and that of the coming ones.
     """
 
     bound: jax.Array
     windows: jax.Array
+
+    def after(self, bound: ArrayLike, extremes: dict[int, jax.Array], moved: ArrayLike, empty: ArrayLike) -> "Codes":
+        """After a step, from the extremes of the codes that it read in each leaf, unless the state counted as empty.
+
+        Windows are found for all leaves at once; those of leaves without a gradient stay.
+        """
+        none = jnp.tile(jnp.array([0, 255], jnp.int32), (self.windows.shape[1], 1))
+        found = [jnp.where(empty, none, extremes.get(i, none)) for i in range(len(self.windows))]
+        each = jax.vmap(jax.vmap(codes.coming_window, (0, 0, None)), (0, 0, None))
+        windows = self.windows
+        if found:
+            coming = each(jnp.stack(found), windows[..., :2], jnp.asarray(moved, jnp.float32))
+            moved_on = jnp.concatenate([windows[..., 2:], coming], axis=-1)
+            there = np.array([i in extremes for i in range(len(found))]).reshape(-1, 1, 1)
+            windows = jnp.where(there, moved_on, windows)
+        return Codes(jnp.asarray(bound, self.bound.dtype), windows)
 
 
 class Limits(NamedTuple):
@@ -134,10 +150,14 @@ class Storage:
         """Whether second moments are rounded to few bits, and so kept as roots."""
         return self.second is not None
 
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is rounded without bias."""
+        return self.narrow or isinstance(self.first, Code)
+
     def stream(self, at: At) -> ArrayLike:
-        """The leaf's sequence of draws, where any are needed."""
-        draws = self.narrow or isinstance(self.first, Code)
-        return rounding.stream(self.seed, at.path) if draws else np.uint32(0)
+        """The leaf's sequence of draws."""
+        return rounding.stream(self.seed, at.path)
 
     def dtypes(self, wide: DTypeLike) -> tuple[np.dtype, np.dtype]:
         """Of what is kept of first and second moments whose arithmetic is in `wide`."""
@@ -159,15 +179,28 @@ class Storage:
         return mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
-        """What is kept after a step to the first moment m, and both moments as they are kept."""
+        """What is kept after a step to the first moment m, and both moments as they are kept.
+
+        In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
+        """
         new = []
         for i, (x, old) in enumerate(zip((m, *moving.advance(moving.g)), (kept.mu, *kept.nus), strict=True)):
             code = self.second if i else self.first
             x = code.encode(x.astype(jnp.float32), moving.bits(i)) if isinstance(code, Code) else x
             new.append(x.astype(old.dtype))
-        kept = kept._replace(mu=new[0], nus=tuple(new[1:]))
+        kept = Kept(new[0], tuple(new[1:]), jnp.zeros((len(kept.nus), 2), jnp.int32))
         m, nus = self.load(kept, m.dtype, moving.limits.ratios)
         return kept, self.bounded(m, nus[0], moving.limits.mu), nus
+
+    def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
+        """What is kept of given moments, rounded to nearest, in arrays like those of `kept`; with windows, not extremes."""
+        del ratios
+        new = []
+        for i, (x, old) in enumerate(zip((m, *nus), (kept.mu, *kept.nus), strict=True)):
+            code = self.second if i else self.first
+            x = code.encode(x.astype(jnp.float32), _half(x)) if isinstance(code, Code) else x
+            new.append(x.astype(old.dtype))
+        return Kept(new[0], tuple(new[1:]), jnp.zeros((len(nus), 4), jnp.int32))
 
     def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
         """A first moment no larger than it can be for its size, which only rounding may have passed."""
@@ -206,19 +239,29 @@ class Int8(Storage):
         return mu.astype(wide), tuple(x.astype(jnp.finfo(wide).dtype) for x in s)
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
-        first, every = moving.count <= 0, jnp.array(codes.EVERY_OCTAVE, jnp.int32)
-        held = zip((kept.mu, *(codes.as_number(code) for code in _bytes(kept.nus[1:]))), kept.windows[:, :2], strict=True)
-        coming = [jnp.where(first, every, codes.coming_window(number, w, moving.moved)) for number, w in held]
-        moving = moving._replace(count=_after(moving.count, coming))
-        windows = jnp.where(first, every, kept.windows[:, 2:])
+        old = (kept.mu, *(codes.pack(root, jnp.zeros_like(root), jnp.float32(1.0)) for root in _bytes(kept.nus[1:])))
+        extremes = jnp.stack([codes.extremes(packed) for packed in old])
+        moving, windows = moving._replace(count=_after(moving.count, extremes)), kept.windows[:, 2:]
         sizes = [s.astype(jnp.float32) for s in moving.advance(moving.g)]
         root, *more = (codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True)))
         ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
-        kept = Kept(packed, nus, jnp.concatenate([windows, jnp.stack(coming)], axis=1))
-        m, nus = self.load(kept, m.dtype, moving.limits.ratios)
-        return kept, self.bounded(m, nus[0], moving.limits.mu), nus
+        m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios)
+        return Kept(packed, nus, extremes), self.bounded(m, sizes[0], moving.limits.mu), sizes
+
+    def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
+        sizes, half, windows, roots = [s.astype(jnp.float32) for s in nus], _half(m), [], []
+        for s in sizes:
+            window = jnp.array(codes.EVERY_OCTAVE, jnp.int32)
+            code = codes.encode_root(s, half, window)
+            found = codes.extremes(codes.pack(code, jnp.zeros_like(code), jnp.float32(1.0)))
+            windows.append(codes.coming_window(found, window, 1e-3))
+            roots.append(codes.encode_root(s, half, windows[-1]))
+        ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
+        packed = codes.pack(roots[0], codes.encode_ratio(ratio, half, ratios), m)
+        nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in roots[1:]))
+        return Kept(packed, nus, jnp.stack([jnp.concatenate([w, w]) for w in windows]))
 
 
 def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
@@ -353,6 +396,14 @@ class Choice:
         return Storage(_first(self.mu_dtype))
 
 
+def held_by(kept: Kept, own: Storage | None = None) -> Storage:
+    """How a leaf of a state is kept, as its arrays tell; in codes of one's own only `own` can."""
+    for storage in (own, Int8(), bfloat16(), Storage(), Storage(_ROUNDED[np.dtype(jnp.bfloat16)]), *_PLAIN):
+        if storage is not None and _is_kept_by(storage, kept):
+            return storage
+    raise ValueError(f"storage must be given to read moments of {kept.mu.dtype} and {kept.nus[0].dtype}: in codes of your own")
+
+
 def _first(choice: Any) -> Code | np.dtype | None:
     """What `mu_dtype` means."""
     try:
@@ -408,9 +459,17 @@ def _code(dtype: DTypeLike) -> Code:
 _ROUNDED = {np.dtype(dtype): _code(dtype) for dtype in (jnp.bfloat16, jnp.float16)}  # once: storages are compared
 
 
+_PLAIN = [Storage(first) for first in (_ROUNDED[np.dtype(np.float16)], np.dtype(np.float32), np.dtype(np.float64))]
+
+
 def first_codes(leaves: int, slots: int) -> Codes:
     """What a state with narrow leaves keeps besides moments of zero."""
     return Codes(jnp.zeros([], jnp.float32), jnp.zeros((leaves, slots, 4), jnp.int32))
+
+
+def _half(x: jax.Array) -> jax.Array:
+    """The draw that rounds to nearest."""
+    return jnp.full(x.shape, 2**31, jnp.uint32)
 
 
 def _quotient(m: jax.Array, s: jax.Array) -> jax.Array:
@@ -423,10 +482,10 @@ def _bytes(nus: Nus) -> list[jax.Array]:
     return [nu.astype(jnp.int32) + 128 for nu in nus]
 
 
-def _after(count: jax.Array, windows: list[jax.Array]) -> jax.Array:
-    """The same count; on CPU known only when the windows are, so that XLA can write the codes, then read, in place."""
+def _after(count: jax.Array, extremes: jax.Array) -> jax.Array:
+    """The same count; on CPU known only when the extremes are, so that XLA writes the codes, then read, in place."""
 
-    def hidden(count: jax.Array, *windows: jax.Array) -> jax.Array:
-        return count + sum(jnp.minimum(window[0], 0).astype(count.dtype) for window in windows)
+    def hidden(count: jax.Array, extremes: jax.Array) -> jax.Array:
+        return count + jnp.minimum(extremes[0, 0], 0).astype(count.dtype)
 
-    return jax.lax.platform_dependent(count, *windows, cpu=hidden, default=lambda count, *_: count)
+    return jax.lax.platform_dependent(count, extremes, cpu=hidden, default=lambda count, _: count)

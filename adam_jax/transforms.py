@@ -155,23 +155,41 @@ def scale_by_norm(
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
         k = _Scalars(m, v, after, eps * scale)
         limits = _limits(norm, codes, k, count) if choice.narrow else Limits()
-        windows = list(codes.windows) if choice.narrow else ()
+        empty = jnp.asarray(count) <= 0
+        if choice.narrow:  # where nothing is kept, there are no windows
+            codes = codes._replace(windows=jnp.where(empty, 0, codes.windows))
+        leaves = _of_leaves(choice, mu, nus, codes)
+        extremes: dict[int, jax.Array] = {}
 
         def step(at: trees.At, g: ArrayLike, *kept: jax.Array) -> tuple[Any, ...]:
-            old = Kept(kept[0], kept[1:], windows[at.number] if choice.narrow else ())
-            how = choice.old(at, old)
+            how, stream, windows = leaves[at.number]
             of_leaf = norm.rooted(coarse=True) if how.narrow else norm
-            u, new = _leaf_step(how, ahead, of_leaf, jnp.asarray(g), old, k, limits, count, how.stream(at))
-            if choice.narrow:
-                windows[at.number] = new.windows
+            u, new = _leaf_step(how, ahead, of_leaf, jnp.asarray(g), Kept(kept[0], kept[1:], windows), k, limits, count, stream)
+            extremes[at.number] = new.windows
             return u, new.mu, *new.nus
 
         updates, kept = trees.map_updates(step, updates, (mu, *nus), params)
         if choice.narrow:
-            codes = Codes(limits.mu, jnp.stack(windows) if windows else codes.windows)
+            codes = codes.after(limits.mu, extremes, v.moved, empty)
         return updates, state_type(optax.safe_increment(count), *kept, m.weight, v.weight, codes, form)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any) -> list[tuple[Storage, Any, Any]]:
+    """How each trained leaf is kept, its sequence of draws and its windows.
+
+    What differs between leaves comes in arrays from behind a barrier, or XLA on GPU would make it a constant of each kernel,
+    and leaves of one shape could not share theirs.
+    """
+    columns = zip(trees.with_paths(mu), *map(jax.tree.leaves, nus), strict=True)
+    there = [(trees.At(keys), Kept(leaf, tuple(rest))) for (keys, leaf), *rest in columns if not trees.is_absent(leaf)]
+    how = [choice.old(at, kept) for at, kept in there]
+    if not any(storage.rounds for storage in how):
+        return [(storage, np.uint32(0), ()) for storage in how]
+    streams = jnp.asarray(np.array([storage.stream(at) for storage, (at, _) in zip(how, there, strict=True)], np.uint32))
+    data = [(streams[i], codes.windows[i] if choice.narrow else ()) for i in range(len(how))]
+    return [(storage, *own) for storage, own in zip(how, jax.lax.optimization_barrier(data), strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
