@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from adam_jax.averaging import AverageParamsState, average_params, averaged_params
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
+from adam_jax.low_precision import InFloat32State, in_float32, master_params, set_master_params
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
 from adam_jax.scaling import (
     ScaleByBiasCorrectionState,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AverageParamsState",
+    "InFloat32State",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
     "ScaleByBiasCorrectionState",
@@ -63,8 +65,10 @@ __all__ = [
     "average_params",
     "averaged_params",
     "clip_by_global_norm",
+    "in_float32",
     "inverse_sqrt_decay",
     "label_by_path",
+    "master_params",
     "nadam",
     "nadamw",
     "raise_if_stuck",
@@ -75,6 +79,7 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_lp",
     "scale_by_norm",
+    "set_master_params",
     "skip_nonfinite",
     "state_bytes",
 ]
