@@ -9,7 +9,7 @@ The map, from the arithmetic up:
 * `transforms`: the step, once, over pytrees; `optimizers`: chains of it, with Optax's signatures.
 * `scaling`, `averaging`, `faults`, `low_precision`: what stands around it in a chain. `checks`, `trees`: what is said when
   settings and trees are wrong.
-* `tables`: embedding tables, at the cost of the rows touched. `watch`: what Adam is doing, read from its state, in files and
+* `surgery`: moments read and written. `tables`: embedding tables, at the cost of the rows touched. `watch`: what Adam is doing, read from its state, in files and
   pictures. `online`: the game of Section 4. `shardings`, `interop`: where a state lives, and states of other frameworks.
 * `paper`, `bench`: the paper's experiments and comparisons, on the command line; never imported from here.
 """
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from adam_jax import interop as interop
     from adam_jax import online as online
     from adam_jax import shardings as shardings
+    from adam_jax import surgery as surgery
     from adam_jax import tables as tables
     from adam_jax import watch as watch
 
@@ -84,7 +85,7 @@ __all__ = [
     "state_bytes",
 ]
 
-_LATER = ("interop", "online", "shardings", "tables", "watch")  # imported when they are first asked for
+_LATER = ("interop", "online", "shardings", "surgery", "tables", "watch")  # imported when they are first asked for
 
 
 def __getattr__(name: str) -> Any:

@@ -24,8 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from adam_jax import rounding
-
 __all__ = [
     "coming_window",
     "decode_ratio",
@@ -86,12 +84,12 @@ def pack(root: jax.Array, ratio: jax.Array, m: jax.Array) -> jax.Array:
     """The bfloat16 number of both codes; m gives the sign, and NaN."""
     number = _number((root << 23) | (ratio << 16))
     number = jnp.where(root == 0, 0.0, jnp.where(m < 0, -number, number))
-    return rounding.narrowed(jnp.where(jnp.isnan(m), jnp.nan, number), jnp.bfloat16)
+    return jnp.where(jnp.isnan(m), jnp.nan, number).astype(jnp.bfloat16)
 
 
 def unpack(packed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The code of s, the code of |m| / s, and the number 1, -1 or NaN by which that is multiplied."""
-    number = rounding.widen(packed)
+    number = packed.astype(jnp.float32)
     pattern = _pattern(number)
     sign = jnp.where(pattern < 0, -1.0, 1.0)
     return (pattern >> 23) & 255, (pattern >> 16) & 127, jnp.where(jnp.isnan(number), jnp.nan, sign)
