@@ -21,7 +21,7 @@ def _worst_ratio(s, b1, b2):
 
 def _step_by_step(value, mu, nu, s, count, settings):
     """The paper's loop in float64, on corrected moments, with gradient zero."""
-    rate, b1, b2, eps, decay = settings
+    rate, b1, b2, eps, decay, _ = settings
     m, v = mu * (1 - b1**s), nu * (1 - b2**s)
     for t in range(s + 1, count + 1):
         lr = rate(t - 1) if callable(rate) else rate

@@ -1,7 +1,7 @@
 """Embedding tables, trained at the cost of the rows that a step touches.
 
-`rows`: the optimizer. `catching_up`: what dense Adam does to rows while their gradient is zero. `keeping`: rows in and out of
-a table, rounded or sharded. `surgery`: tables that begin anew, grow and shrink.
+`rows`: the optimizer. `catching_up`: what dense Adam does to rows while their gradient is zero. `keeping`: rows in and out
+of a table, rounded or sharded. `surgery`: tables that begin anew, grow and shrink.
 """
 
 from adam_jax.tables.keeping import RowAdamState

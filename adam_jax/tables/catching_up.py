@@ -81,12 +81,12 @@ class Rows(NamedTuple):
 def catch_up(settings: Settings, rows: Rows, count: ArrayLike, log_keep: jax.Array | None) -> Rows:
     """Rows as dense Adam has them after `count` updates, those since their own count with gradient zero (Algorithm 1).
 
-    `log_keep` (2,) is the sum of `log_decay` over all updates in two parts, `None` without decay. The values stay; what the
-    steps add to them is in `moved`.
+    `log_keep` (2,) is the sum of `log_decay` over all updates in two parts, `None` without decay. No row's count is above
+    `count`. The values stay; what the steps add to them is in `moved`.
     """
     dtype = rows.mu.dtype
     now = jnp.asarray(count)
-    skipped = jnp.maximum(now - rows.count, 0)
+    skipped = now - rows.count
     start = jnp.maximum(rows.count, 1)  # a row that was never touched has no moments, and any weight will do
     steps = jnp.where(rows.count > 0, jnp.minimum(skipped, _cut(settings)), 0)
     moved, log_kept = _moved(settings, rows, start, steps)
@@ -95,7 +95,7 @@ def catch_up(settings: Settings, rows: Rows, count: ArrayLike, log_keep: jax.Arr
         # one exponential of the sum: a factor for each step would be rounded each time, and always the same way
         all_kept = jnp.where(steps == skipped, log_kept, (log_keep - ledger).sum(axis=1))
         moved += moved * jnp.expm1(all_kept - log_kept)[:, None] + rows.values * jnp.expm1(all_kept)[:, None]
-        ledger = jnp.broadcast_to(log_keep, ledger.shape)
+        ledger = jnp.where(skipped[:, None] >= 0, log_keep, ledger)  # of itself, so that XLA writes it in place
     until = jnp.maximum(now, 1)
     kept1 = jnp.exp(skipped * _log(settings.b1, dtype)) * (
         _weight(settings.b1, start, dtype) / _weight(settings.b1, until, dtype)

@@ -79,7 +79,7 @@ class Keeping:
         """The state of a table of which no row has been touched."""
         wide = moments.accumulator_dtype(table.dtype)
         mu, nu = (_bits(self.how.empty(table, wide, moment)) for moment in (0, 1))
-        windowed = self.how.windows_of((jnp.zeros(1),)) != ()
+        windowed = len(self.how.windows_of((jnp.zeros(1),))) > 0
         return RowAdamState(
             count=jnp.zeros([], jnp.int32),
             mu=mu,
@@ -103,22 +103,21 @@ class Keeping:
             exact = jnp.issubdtype(array.dtype, jnp.floating) and not _is_narrow(array.dtype)
             return rows / one.astype(array.dtype) if exact else rows  # for a division, rows come 4 times faster on CPUs
 
-        count = state.row_count.at[ids].get(mode="fill", fill_value=0)
+        count = jnp.where(state.count <= 0, 0, state.row_count.at[ids].get(mode="fill", fill_value=0))
         values, mu = take(table), take(state.mu)
         nu = take(state.nu) if state.nu.ndim else state.nu
         window = None if state.row_window is None else take(state.row_window)
         mu, nu = self._loaded(mu, nu, window, count == 0, wide)
         if state.residual is not None:
             values = rounding.join(values, take(state.residual))
-        elif _is_narrow(table.dtype):
-            values = rounding.widen(values)
         keep = None if state.row_log_keep is None else jnp.where(count[:, None] == 0, 0.0, take(state.row_log_keep))
         return Rows(values.astype(wide), mu, nu, count, keep)
 
     def rounded(self, ids: jax.Array, rows: Rows, count: ArrayLike) -> tuple[Kept, Rows]:
         """What is kept of the moments of rows, and the rows with moments as they are kept."""
         stream, limits = self.how.stream(At(())), self._limits()
-        templates = [self.how.empty(rows.mu[0], rows.mu.dtype, moment) for moment in (0, 1)]
+        row = jnp.zeros(rows.mu.shape[1:], rows.mu.dtype)
+        templates = [self.how.empty(row, row.dtype, moment) for moment in (0, 1)]
 
         def one(i: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[Kept, jax.Array, jax.Array]:
             kept = Kept(templates[0], (templates[1],), self.how.windows_of((nu,)))
@@ -162,7 +161,7 @@ class Keeping:
         draws = rounding.draws_at(index, jnp.asarray(rounding.stream(self.seed, "table")), count)
         total, rest = rounding.two_sum(rows.values, jnp.broadcast_to(rows.moved, rows.values.shape))
         if not self.residual:
-            return rounding.narrowed(rounding.round_to(total, table.dtype, draws, rest), table.dtype), None
+            return rounding.round_to(total, table.dtype, draws, rest).astype(table.dtype), None
         total = rounding.stochastic(total, draws, 8, rest) if self.residual == 8 else total
         return rounding.split(total, self.residual)
 
@@ -200,7 +199,9 @@ def on_any_mesh(
 
     out = jax.tree.map(sharding, (table, state))
     out = out if rows is None else (sharding(rows, None), *out)
-    return jax.sharding.auto_axes(function, out_sharding=out)(table, state, *args)
+    return jax.jit(jax.sharding.auto_axes(function, out_sharding=out))(
+        table, state, *args
+    )  # eager, it wants one mesh for all
 
 
 def _column(table: jax.Array, dtype: DTypeLike, *more: int) -> jax.Array:

@@ -47,6 +47,7 @@ class RowAdam(NamedTuple):
     clear: Callable[[jax.Array, RowAdamState, jax.Array], tuple[jax.Array, RowAdamState]]
 
 
+@checks.did_you_mean
 def row_adam(
     learning_rate: Rate = 1e-3,
     b1: ArrayLike = 0.9,
@@ -74,15 +75,15 @@ def row_adam(
     row's moments are corrected by the number of *its own* updates. SparseAdam corrects by the number of all updates, and
     its first step of a row that comes late is up to (1 - b1) / sqrt(1 - b2) = 3.16 learning rates.
 
-    Each function takes and returns the whole table, and jitted with `donate_argnums=(0, 1)` works in place (XLA on CPU copies
-    a bfloat16 table). All work inside `jit` and `scan`, and on a table sharded over its rows, on meshes of type Auto and
-    Explicit. Ids may have any integer dtype and any shape, and may repeat: their gradients are summed. An id that is negative
-    or not below N touches nothing: its gathered row is zero and its gradient is dropped, so that -1 can fill up a batch. Under
-    `checkify` it is an error.
+    Each function takes and returns the whole table, and jitted with `donate_argnums=(0, 1)` works in place (XLA on CPU
+    copies a bfloat16 table). All work inside `jit` and `scan`, and on a table sharded over its rows, on meshes of type Auto
+    and Explicit. Ids may have any integer dtype and any shape, and may repeat: their gradients are summed. An id that is
+    negative or not below N touches nothing: its gathered row is zero and its gradient is dropped, so that -1 can fill up a
+    batch. Under `checkify` it is an error.
 
     **Narrow tables.** Rows of a bfloat16 or float16 table are computed in float32 and rounded without bias when they are
-    written, as by `in_float32`; a residual keeps float32 weights beside a bfloat16 table (`master_table`). What is rounded is
-    written by `update`, `flush` and `clear` alone: `gather` then reads what dense Adam has, to the table's nearest numbers.
+    written, as by `in_float32`; a residual keeps float32 weights beside a bfloat16 table (`master_table`). What rounds is
+    written by `update`, `flush` and `clear` alone: `gather` then reads what dense Adam has, in the table's nearest numbers.
 
     **Surgery.** `clear` takes away the moments of some rows, as if dense Adam's were set to zero there: recycled entries
     start anew. `adam_jax.tables` has `restart`, `grow` and `drop`. A count set to zero restarts, too; in exact mode `flush`
@@ -148,10 +149,11 @@ def row_adam(
         table, state, ids = _checked(table, state, ids, form)
 
         def gathered(table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, jax.Array, RowAdamState]:
-            state, flat = _begun(state), _inside(table, ids)
+            flat = _inside(table, ids)
             found = take(table, state, flat)
+            state = state._replace(count=_after(state.count, found.count))
             if exact and not keeping.rounds(table):
-                table, state = write(table, state, flat, found)
+                table, state = write(table, _begun(state), flat, found)
             rows = jnp.where((flat < len(table))[:, None], found.now, 0.0)
             return rows.astype(table.dtype).reshape(*ids.shape, table.shape[1]), table, state
 
@@ -216,6 +218,11 @@ def _summed(
     return unique, jnp.zeros_like(gradients).at[taker].add(gradients), scratch
 
 
+def _after(count: jax.Array, row_count: jax.Array) -> jax.Array:
+    """The same count, known when those of rows have been read, so that XLA need not copy what it writes later."""
+    return count + jnp.minimum(jnp.min(row_count, initial=0), 0)  # which is zero
+
+
 def _begun(state: RowAdamState) -> RowAdamState:
     """The state; if its count is zero, with no row touched yet."""
     empty = jnp.asarray(state.count) <= 0
@@ -249,7 +256,7 @@ def _stepped(
     moved = rows.moved - jnp.asarray(clock.at(settings.learning_rate, before), dtype) * step
     ledger = rows.log_keep
     if state.log_keep is not None and ledger is not None:
-        ledger = jnp.broadcast_to(state.log_keep, ledger.shape)
+        ledger = jnp.where(number[:, None] > 0, state.log_keep, ledger)  # of itself, so that XLA writes it in place
     return rows._replace(moved=moved, count=number, log_keep=ledger), kept
 
 
@@ -269,14 +276,13 @@ def _checked_settings(
             raise TypeError(f"{name} must be a number or an array, got {decay!r}: row_adam takes no schedules of decays")
         checks.decay(name, decay)
     checks.at_least("eps", eps, 0.0)
-    for name, rate in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
-        if not callable(rate):
-            checks.at_least(name, rate, 0.0)
+    checks.scalar("learning_rate", learning_rate, 0.0)
+    checks.scalar("weight_decay", weight_decay, 0.0)
     if mode == "exact" and isinstance(b1, (int, float)) and isinstance(b2, (int, float)) and b1 * b1 >= b2:
         raise ValueError(f"b1 must be below sqrt(b2) in exact mode, got b1={b1} and b2={b2}")
     if residual not in (0, 8, 16) or isinstance(residual, bool):
         raise ValueError(f"residual must be 0, 8 or 16, the bits that are kept of each weight, got {residual!r}")
-    checks.whole("seed", seed, 0)
+    checks.seed("seed", seed)
     choice = Choice(storage)
     if choice.by_path:
         raise TypeError(f"storage must be a name or a Storage, got {storage!r}: a table is a single leaf")

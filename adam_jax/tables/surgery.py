@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from adam_jax import rounding
+from adam_jax import moments, rounding
 from adam_jax.tables.keeping import Exact, RowAdamState
 from adam_jax.tables.rows import RowAdam
 
@@ -134,7 +134,7 @@ def master_table(table: jax.Array, state: RowAdamState) -> jax.Array:
     """
     if state.residual is not None:
         return rounding.join(jnp.asarray(table), jnp.asarray(state.residual))
-    return rounding.widen(table) if jnp.finfo(table.dtype).bits < 32 else table
+    return jnp.asarray(table).astype(moments.accumulator_dtype(table.dtype))
 
 
 def _pairs(state: RowAdamState, new: RowAdamState) -> list[tuple[jax.Array, jax.Array]]:
