@@ -457,6 +457,9 @@ def test_tables_ids_and_gradients_that_do_not_fit_are_refused():
             tx.init(jnp.zeros((4, 2), dtype))
     with pytest.raises(ValueError, match="table must be bfloat16 for residual=8"):
         tables.row_adam(residual=8).init(table)
+    weights = table.astype(jnp.bfloat16)
+    with pytest.raises(ValueError, match="residual must be as it was at init, got 0, but the state keeps 16"):
+        tx.flush(weights, tables.row_adam(residual=16).init(weights))
     with pytest.raises(TypeError, match="state must be a RowAdamState"):
         tx.flush(table, adam_jax.adam().init(table))
     for other in ({"storage": "root"}, {"storage": "int8"}, {"mode": "lazy"}):

@@ -102,7 +102,7 @@ def catch_up(settings: Settings, rows: Rows, count: ArrayLike, log_keep: jax.Arr
     )
     ratio2 = _weight(settings.b2, start, dtype) / _weight(settings.b2, until, dtype)
     root2 = jnp.exp(0.5 * skipped * _log(settings.b2, dtype)) * jnp.sqrt(ratio2)
-    kept2 = settings.norm.scale(root2) ** 2  # of v or of its root
+    kept2 = jnp.asarray(settings.norm.scale(root2)) ** 2  # of v or of its root
     return Rows(rows.values, kept1[:, None] * rows.mu, kept2[:, None] * rows.nu, jnp.maximum(rows.count, now), ledger, moved)
 
 

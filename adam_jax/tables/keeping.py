@@ -103,7 +103,7 @@ class Keeping:
             exact = jnp.issubdtype(array.dtype, jnp.floating) and not _is_narrow(array.dtype)
             return rows / one.astype(array.dtype) if exact else rows  # for a division, rows come 4 times faster on CPUs
 
-        count = jnp.where(state.count <= 0, 0, state.row_count.at[ids].get(mode="fill", fill_value=0))
+        count = jnp.where(jnp.asarray(state.count) <= 0, 0, state.row_count.at[ids].get(mode="fill", fill_value=0))
         values, mu = take(table), take(state.mu)
         nu = take(state.nu) if state.nu.ndim else state.nu
         window = None if state.row_window is None else take(state.row_window)

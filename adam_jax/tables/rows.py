@@ -131,75 +131,106 @@ def row_adam(
     norm = norms.Root(coarse=how.narrow) if choice.rooted else norms.Square()
     form = (Exact if exact else Lazy)(norm.form(choice.codes))
     settings = Settings(learning_rate, b1, b2, eps, weight_decay, norm)
-    keeping = Keeping(how, settings.largest_ratio, residual, seed)
+    tables = _Tables(settings, Keeping(how, settings.largest_ratio, residual, seed), exact, form)
+    return RowAdam(tables.init, tables.gather, tables.update, tables.flush, tables.clear)
 
-    def take(table: jax.Array, state: RowAdamState, ids: jax.Array) -> Rows:
-        rows = keeping.take(table, state, ids)
-        return catch_up(settings, rows, state.count, state.log_keep) if exact else rows
 
-    def write(table: Any, state: RowAdamState, ids: jax.Array, rows: Rows, *, unique: bool = False) -> Any:
-        kept, rows = keeping.rounded(ids, rows, state.count)
-        return keeping.put(table, state, ids, rows, kept, unique=unique)
+@dataclasses.dataclass(frozen=True)
+class _Tables:
+    """What `row_adam` returns the methods of."""
 
-    def init(table: jax.Array) -> RowAdamState:
-        _check_table(table, residual)
-        return keeping.empty(jnp.asarray(table), ledger=exact and settings.decays(), form=form)
+    settings: Settings
+    keeping: Keeping
+    exact: bool
+    form: Any
 
-    def gather(table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, jax.Array, RowAdamState]:
-        table, state, ids = _checked(table, state, ids, form)
+    def init(self, table: jax.Array) -> RowAdamState:
+        _check_table(table, self.keeping.residual)
+        return self.keeping.empty(jnp.asarray(table), ledger=self.exact and self.settings.decays(), form=self.form)
 
+    def gather(self, table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, jax.Array, RowAdamState]:
         def gathered(table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, jax.Array, RowAdamState]:
             flat = _inside(table, ids)
-            found = take(table, state, flat)
-            state = state._replace(count=_after(state.count, found.count))
-            if exact and not keeping.rounds(table):
-                table, state = write(table, _begun(state), flat, found)
+            found = self._take(table, state, flat)
+            state = state._replace(count=_after(jnp.asarray(state.count), found.count))
+            if self.exact and not self.keeping.rounds(table):
+                table, state = self._write(table, _begun(state), flat, found)
             rows = jnp.where((flat < len(table))[:, None], found.now, 0.0)
             return rows.astype(table.dtype).reshape(*ids.shape, table.shape[1]), table, state
 
+        table, state, ids = self._checked(table, state, ids)
         return on_any_mesh(gathered, table, state, ids, rows=ids)
 
     def update(
-        table: jax.Array, state: RowAdamState, ids: jax.Array, row_grads: jax.Array
+        self, table: jax.Array, state: RowAdamState, ids: jax.Array, row_grads: jax.Array
     ) -> tuple[jax.Array, RowAdamState]:
-        table, state, ids = _checked(table, state, ids, form)
-
         def updated(table: jax.Array, state: RowAdamState, ids: jax.Array, g: jax.Array) -> tuple[jax.Array, RowAdamState]:
             state, flat = _begun(state), _inside(table, ids)
-            rows = keeping.take(table, state, flat)
+            rows = self.keeping.take(table, state, flat)
             unique, sums, scratch = _summed(state.row_count, flat, rows.count, g.reshape(-1, table.shape[1]))
-            rows = catch_up(settings, rows, state.count, state.log_keep) if exact else rows
-            state = _counted(settings, state)._replace(row_count=scratch)
-            rows, kept = _stepped(settings, keeping, unique, rows, sums, state)
-            return keeping.put(table, state, unique, rows, kept, unique=True)
+            rows = self._caught_up(rows, state)
+            state = _counted(self.settings, state)._replace(row_count=scratch)
+            rows, kept = _stepped(self.settings, self.keeping, unique, rows, sums, state)
+            return self.keeping.put(table, state, unique, rows, kept, unique=True)
 
+        table, state, ids = self._checked(table, state, ids)
         return on_any_mesh(updated, table, state, ids, _checked_gradients(table, ids, row_grads))
 
-    def flush(table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
-        table, state, _ = _checked(table, state, jnp.zeros(0, jnp.int32), form)
-        return on_any_mesh(flushed, table, state) if exact else (table, state)
+    def flush(self, table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
+        def flushed(table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
+            return jax.lax.fori_loop(0, -(-len(table) // CHUNK), chunk, (table, _begun(state)))
 
-    def flushed(table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
         def chunk(i: jax.Array, carry: tuple[jax.Array, RowAdamState]) -> tuple[jax.Array, RowAdamState]:
+            table, state = carry
             ids = i * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
-            behind = carry[1].row_count.at[ids].get(mode="fill", fill_value=0) < state.count  # others are not rounded again
-            return write(*carry, jnp.where(behind, ids, len(table)), take(*carry, ids))
+            behind = state.row_count.at[ids].get(mode="fill", fill_value=0) < state.count  # others are not rounded again
+            return self._write(table, state, jnp.where(behind, ids, len(table)), self._take(table, state, ids))
 
-        return jax.lax.fori_loop(0, -(-len(table) // CHUNK), chunk, (table, _begun(state)))
+        table, state, _ = self._checked(table, state, jnp.zeros(0, jnp.int32))
+        return on_any_mesh(flushed, table, state) if self.exact else (table, state)
 
-    def clear(table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, RowAdamState]:
-        table, state, ids = _checked(table, state, ids, form)
-
+    def clear(self, table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, RowAdamState]:
         def cleared(table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, RowAdamState]:
             state, flat = _begun(state), _inside(table, ids)
-            rows = take(table, state, flat)
-            count = rows.count if exact else jnp.zeros_like(rows.count)
+            rows = self._take(table, state, flat)
+            count = rows.count if self.exact else jnp.zeros_like(rows.count)
             rows = rows._replace(mu=jnp.zeros_like(rows.mu), nu=jnp.zeros_like(rows.nu), count=count)
-            return write(table, state, flat, rows)
+            return self._write(table, state, flat, rows)
 
+        table, state, ids = self._checked(table, state, ids)
         return on_any_mesh(cleared, table, state, ids)
 
-    return RowAdam(init, gather, update, flush, clear)
+    def _caught_up(self, rows: Rows, state: RowAdamState) -> Rows:
+        return catch_up(self.settings, rows, state.count, state.log_keep) if self.exact else rows
+
+    def _take(self, table: jax.Array, state: RowAdamState, ids: jax.Array) -> Rows:
+        return self._caught_up(self.keeping.take(table, state, ids), state)
+
+    def _write(self, table: jax.Array, state: RowAdamState, ids: jax.Array, rows: Rows) -> tuple[jax.Array, RowAdamState]:
+        kept, rows = self.keeping.rounded(ids, rows, state.count)
+        return self.keeping.put(table, state, ids, rows, kept, unique=False)
+
+    def _checked(self, table: ArrayLike, state: Any, ids: ArrayLike) -> tuple[jax.Array, RowAdamState, jax.Array]:
+        """All as arrays of JAX, once they are known to belong together."""
+        _check_table(table, self.keeping.residual)
+        if not isinstance(state, RowAdamState):
+            raise TypeError(f"state must be a RowAdamState, as init makes it, got {type(state).__name__}")
+        if jax.tree.structure(state.form) != jax.tree.structure(self.form):
+            raise ValueError(
+                f"mode and storage must be as they were at init: the state keeps {state.form}, this optimizer {self.form}"
+            )
+        low = 0 if state.residual is None else jnp.iinfo(state.residual.dtype).bits
+        if low != self.keeping.residual:
+            raise ValueError(f"residual must be as it was at init, got {self.keeping.residual}, but the state keeps {low}")
+        if jnp.shape(state.mu) != jnp.shape(table):
+            shapes = [list(jnp.shape(x)) for x in (table, state.mu)]
+            raise ValueError(f"state must be that of a table of shape {shapes[0]}, got {shapes[1]}")
+        table, ids = jnp.asarray(table), jnp.asarray(ids)
+        if ids.size and not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise TypeError(f"ids must be integers, got {ids.dtype}")
+        known, height = _is_known(table, ids), jnp.int32(len(table))
+        checkify.debug_check(jnp.all(known), "ids must be in [0, {height}), got {ids}", height=height, ids=ids)
+        return table, jax.tree.map(jnp.asarray, state), ids
 
 
 def _summed(
@@ -298,26 +329,6 @@ def _check_table(table: ArrayLike, residual: int) -> None:
         )
     if residual and dtype != jnp.bfloat16:
         raise ValueError(f"table must be bfloat16 for residual={residual}, got {dtype}")
-
-
-def _checked(table: ArrayLike, state: Any, ids: ArrayLike, form: Any) -> tuple[jax.Array, RowAdamState, jax.Array]:
-    """All as arrays of JAX, once they are known to belong together."""
-    residual = getattr(state, "residual", None)
-    _check_table(table, 0 if residual is None else jnp.iinfo(residual.dtype).bits)
-    if not isinstance(state, RowAdamState):
-        raise TypeError(f"state must be a RowAdamState, as init makes it, got {type(state).__name__}")
-    if jax.tree.structure(state.form) != jax.tree.structure(form):
-        raise ValueError(
-            f"mode and storage must be as they were at init: the state keeps {state.form}, this optimizer {form}"
-        )
-    if jnp.shape(state.mu) != jnp.shape(table):
-        raise ValueError(f"state must be that of a table of shape {list(jnp.shape(table))}, got {list(jnp.shape(state.mu))}")
-    table, state, ids = jax.tree.map(jnp.asarray, (table, state, ids))
-    if ids.size and not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"ids must be integers, got {ids.dtype}")
-    known = _is_known(table, ids)
-    checkify.debug_check(jnp.all(known), "ids must be in [0, {height}), got {ids}", height=jnp.int32(len(table)), ids=ids)
-    return table, state, ids
 
 
 def _is_known(table: jax.Array, ids: jax.Array) -> jax.Array:

@@ -74,9 +74,10 @@ def grow(tx: RowAdam, table: jax.Array, state: RowAdamState, rows: ArrayLike) ->
         more, low = rounding.split(rounding.stochastic(x, half, 8) if bits == 8 else x, bits)
     new = tx.init(more)
     if isinstance(state.form, Exact):  # dense Adam has seen them at every step, with a gradient of zero
-        ledger = None if new.row_log_keep is None else jnp.broadcast_to(state.log_keep, new.row_log_keep.shape)
-        new = new._replace(count=state.count, row_count=jnp.full_like(new.row_count, state.count), row_log_keep=ledger)
-        _, new = tx.clear(more, new._replace(log_keep=state.log_keep), jnp.arange(len(more)))
+        new = new._replace(count=state.count, row_count=jnp.full_like(new.row_count, state.count), log_keep=state.log_keep)
+        if state.log_keep is not None and new.row_log_keep is not None:
+            new = new._replace(row_log_keep=jnp.broadcast_to(state.log_keep, new.row_log_keep.shape))
+        _, new = tx.clear(more, new, jnp.arange(len(more)))  # written as zeros, in any code
     new = new._replace(count=state.count, log_keep=state.log_keep, residual=low)
     joined = [jnp.concatenate([a, b]) if jnp.ndim(a) and a.shape[0] == len(table) else a for a, b in _pairs(state, new)]
     return jnp.concatenate([table, more]), jax.tree.unflatten(jax.tree.structure(state), joined)
