@@ -78,7 +78,8 @@ def read_moments(state: Any, *, where: str | None = None, own: Storage | None = 
 
     def read(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:
         kept = Kept(mu, nus, windows[at.number] if len(windows) else ())
-        m, s = storage.held_by(kept, own).load(kept, _wide(kept), ratios, jnp.asarray(node.count) <= 0)
+        how = storage.held_by(kept, own)
+        m, s = how.load(how.emptied(kept, jnp.asarray(node.count) <= 0), _wide(kept), ratios)
         return m, *s
 
     mu, nu, *largest = _map(read, columns)
