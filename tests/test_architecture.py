@@ -11,7 +11,7 @@ PACKAGE = Path(adam_jax.__file__).parent
 LAYERS = {
     5: {"__main__"},
     4: {"paper", "bench"},
-    3: {"optimizers", "rows", "diagnostics", "recorder", "regret", "shardings", "interop"},
+    3: {"optimizers", "rows", "diagnostics", "recorder", "regret", "shardings", "checkpoints", "interop"},
     2: {"transforms", "skipped", "scaling", "averaging", "faults", "weights", "leafsums"},
     1: {"moments", "storage", "checks", "trees", "domains"},
     0: {"rounding", "codes"},

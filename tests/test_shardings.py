@@ -220,6 +220,29 @@ def test_given_the_same_gradients_every_sharding_has_the_bits_of_one_device(wher
     _assert_same_bits(one, many)
 
 
+@pytest.mark.parametrize("kept", ["float32", "int8"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_table_of_rows_has_the_bits_of_one_device_on_any_mesh(kind, kept):
+    spec = P("data", "model")
+    tx = adam_jax.row_adam(0.1, weight_decay=0.01, **KEPT[kept])
+    ids, gradients = jnp.array([[1, 5], [5, -1]]), jnp.ones((2, 2, 128))
+
+    def train(table: jax.Array, state: Any) -> Any:
+        gather, update = jax.jit(tx.gather), jax.jit(tx.update)
+        for _ in range(2):
+            rows, table, state = gather(table, state, ids)
+            table, state = update(table, state, ids, gradients * rows)
+        return gather(table, state, ids)[1:]
+
+    here = jnp.linspace(0.5, 2.0, 64 * 128).reshape(64, 128)
+    there = jax.device_put(here, NamedSharding(_mesh(4, 2, kind=kind), spec))
+    state = jax.jit(tx.init, out_shardings=state_shardings(tx, there))(there)
+    assert state.mu.sharding.is_equivalent_to(there.sharding, 2)
+    by_row = [array for array in (state.row_count, state.row_log_keep, state.row_window) if array is not None]
+    assert [P(*array.sharding.spec[:1]) for array in by_row] == [P("data")] * len(by_row)
+    _assert_same_bits(train(here, tx.init(here)), train(there, state))
+
+
 # what is sent
 
 
