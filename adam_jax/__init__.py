@@ -4,38 +4,22 @@ The paper is "Adam: A Method for Stochastic Optimization", Kingma & Ba, arXiv 14
 
 The map, from the arithmetic up:
 
-* `moments`: the paper's arithmetic on one array.
-* `rounding`: one array in fewer bits, without bias or without loss.
-* `storage`, `codes`: how moments are kept between steps: bfloat16, int8, or a way of your own.
-* `checks`, `trees`: settings and trees, and what is said when they are wrong.
-* `transforms`: the family, `init`/`update` pairs over pytrees.
-* `scaling`, `averaging`, `faults`: what stands around it in a chain.
-* `weights`: bfloat16 and float16 weights that still learn.
-* `leafsums`, `diagnostics`, `recorder`: what Adam is doing, read from its state, in files and in pictures.
-* `domains`, `regret`: the online game of Section 4, and where Adam fails.
-* `skipped`, `rows`: tables of which each step touches a few rows.
-* `optimizers`: chains of those, with Optax's signatures.
-* `interop`: other frameworks' settings.
-* `paper`, `bench`, `__main__`: the paper's experiments and comparisons, on the command line; never imported from here.
+* `moments`: the paper's arithmetic on one array. `clock`: how much an average weighs (Section 3).
+* `norms`: what divides the step. `storage`, `codes`, `rounding`: how the moments of a leaf are kept between steps.
+* `transforms`: the step, once, over pytrees; `optimizers`: chains of it, with Optax's signatures.
+* `scaling`, `averaging`, `faults`, `low_precision`: what stands around it in a chain. `checks`, `trees`: what is said when
+  settings and trees are wrong.
+* `tables`: embedding tables, at the cost of the rows touched. `watch`: what Adam is doing, read from its state, in files and
+  pictures. `online`: the game of Section 4. `shardings`, `interop`: where a state lives, and states of other frameworks.
+* `paper`, `bench`: the paper's experiments and comparisons, on the command line; never imported from here.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from adam_jax.averaging import AverageParamsState, average_params, averaged_params
-from adam_jax.diagnostics import Diagnostics, Measurements, watch_adam
-from adam_jax.domains import Ball, Box
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
-from adam_jax.interop import adam_defaults
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
-from adam_jax.recorder import Recorder, plot_history
-from adam_jax.regret import (
-    BestPoint,
-    Game,
-    RegretBound,
-    best_fixed_point,
-    play,
-    theorem_4_1_bound,
-    theorem_4_1_settings,
-)
-from adam_jax.rows import RowAdam, RowAdamState, row_adam
 from adam_jax.scaling import (
     ScaleByBiasCorrectionState,
     add_decayed_weights,
@@ -52,39 +36,25 @@ from adam_jax.transforms import (
     scale_by_adamax,
     scale_by_amsgrad,
     scale_by_lp,
+    scale_by_norm,
 )
 from adam_jax.trees import label_by_path
-from adam_jax.weights import (
-    MasterResidualState,
-    StochasticRoundingState,
-    in_float32,
-    master_params,
-    master_residual,
-    set_master_params,
-    stochastic_rounding,
-)
+
+if TYPE_CHECKING:
+    from adam_jax import interop as interop
+    from adam_jax import online as online
+    from adam_jax import shardings as shardings
+    from adam_jax import tables as tables
+    from adam_jax import watch as watch
 
 __all__ = [
     "AverageParamsState",
-    "Ball",
-    "BestPoint",
-    "Box",
-    "Diagnostics",
-    "Game",
-    "MasterResidualState",
-    "Measurements",
-    "Recorder",
-    "RegretBound",
-    "RowAdam",
-    "RowAdamState",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
     "ScaleByBiasCorrectionState",
     "SkipNonfiniteState",
-    "StochasticRoundingState",
     "Storage",
     "adam",
-    "adam_defaults",
     "adamax",
     "adamaxw",
     "adamw",
@@ -92,30 +62,33 @@ __all__ = [
     "amsgrad",
     "average_params",
     "averaged_params",
-    "best_fixed_point",
     "clip_by_global_norm",
-    "in_float32",
     "inverse_sqrt_decay",
     "label_by_path",
-    "master_params",
-    "master_residual",
     "nadam",
     "nadamw",
-    "play",
-    "plot_history",
     "raise_if_stuck",
-    "row_adam",
     "scale_by_adam",
     "scale_by_adamax",
     "scale_by_amsgrad",
     "scale_by_bias_correction",
     "scale_by_learning_rate",
     "scale_by_lp",
-    "set_master_params",
+    "scale_by_norm",
     "skip_nonfinite",
     "state_bytes",
-    "stochastic_rounding",
-    "theorem_4_1_bound",
-    "theorem_4_1_settings",
-    "watch_adam",
 ]
+
+_LATER = ("interop", "online", "shardings", "tables", "watch")  # imported when they are first asked for
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"adam_jax.{name}")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("adam_jax")
+    raise AttributeError(f"module 'adam_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_LATER, "__version__"])

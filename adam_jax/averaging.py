@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax import checks, moments, trees
+from adam_jax import checks, clock, moments, trees
 
 __all__ = ["AverageParamsState", "average_params", "averaged_params"]
 
@@ -60,50 +60,45 @@ def average_params(decay: ArrayLike | optax.Schedule = 0.999) -> optax.GradientT
         del extra_args
         if params is None and jax.tree.leaves(updates):
             raise ValueError("averaging needs the params: call update(gradients, state, params)")
-        rate = moments.complement(moments.at(decay, state.count))
-        weight = moments.running_weight(state.weight, rate, state.count)
-        corrected = moments.corrected_rate(rate, weight)
+        t = clock.tick(clock.complement(clock.at(decay, state.count)), state.weight, state.count)
 
-        def step(u: ArrayLike | None, a: jax.Array, p: ArrayLike) -> tuple[ArrayLike | None, jax.Array, ArrayLike]:
-            moved = (jnp.asarray(p) + (0 if u is None else u)).astype(jnp.result_type(p)).astype(a.dtype)
-            return u, moments.average(a, moved, jnp.asarray(corrected, jnp.finfo(a.dtype).dtype)), p
+        def step(at: trees.At, u: ArrayLike | None, a: jax.Array) -> tuple[ArrayLike | None, jax.Array]:
+            p = jnp.asarray(at.param)
+            moved = (p if u is None else (p + u).astype(p.dtype)).astype(a.dtype)
+            a = jnp.where(state.count <= 0, 0.0, a)
+            return u, moments.average(a, moved, jnp.asarray(t.moved, jnp.finfo(a.dtype).dtype))
 
-        updates, (average, _) = trees.map_updates(step, updates, [state.average, params], always=True)
-        return updates, AverageParamsState(average, weight, optax.safe_increment(state.count))
+        updates, (average,) = trees.map_updates(step, updates, [state.average], params, always=True)
+        return updates, AverageParamsState(average, t.weight, optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def averaged_params(state: Any, params: Any) -> Any:
+def averaged_params(state: Any, params: Any, *, where: str | None = None) -> Any:
     """The averaged params in a state, in the params' dtypes; the params themselves before the first step.
 
     Args:
         state: an `AverageParamsState`, or any optimizer state with exactly one inside. Of a `flax.nnx.Optimizer` it is
             `nnx.as_pure(optimizer.opt_state)`; then give `nnx.as_pure(params)`, too.
         params: the current params.
+        where: which average, in a state that holds several: a part of its path, as the error message lists them.
 
     Returns:
         A tree like `params`; leaves that are not trained are the params' own.
 
     Raises:
-        ValueError: if the state holds no `AverageParamsState`, or several.
+        ValueError: if the state holds no `AverageParamsState`, or several and `where` does not choose one.
 
     Example:
         >>> params = {"w": jnp.ones(1), "steps": 3}
         >>> averaged_params(average_params().init(params), params)
         {'steps': 3, 'w': Array([1.], dtype=float32)}
     """
-    found = [s for s in jax.tree.leaves(state, is_leaf=_is_average) if _is_average(s)]
-    if len(found) != 1:
-        raise ValueError(
-            f"state must hold exactly one AverageParamsState, got {len(found)}: add average_params to the chain"
-        )
-    average, weight, _ = found[0]
-    return jax.tree.map(
-        lambda a, p: p if trees.is_absent(a) else jnp.where(weight > 0, a.astype(jnp.result_type(p)), p),
-        average, params, is_leaf=trees.is_absent,
-    )  # fmt: skip
+    advice = "add average_params to the chain"
+    average, weight, count = trees.only(state, AverageParamsState, where, advice)
+    begun = (weight > 0) & (count > 0)
 
+    def read(a: jax.Array, p: ArrayLike) -> ArrayLike:
+        return p if trees.is_absent(a) else jnp.where(begun, a.astype(jnp.result_type(p)), p)
 
-def _is_average(node: Any) -> bool:
-    return isinstance(node, AverageParamsState)
+    return jax.tree.map(read, average, params, is_leaf=trees.is_absent)

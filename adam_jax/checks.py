@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["at_least", "decay", "one_of", "scalar"]
+__all__ = ["at_least", "decay", "one_of", "scalar", "transformation", "whole"]
 
 
 def at_least(name: str, value: Any, lowest: float) -> None:
@@ -77,6 +77,18 @@ def scalar(name: str, value: Any) -> None:
         ValueError: learning_rate must be float32 or wider, got bfloat16: pass a Python number or a float32 array
     """
     _is_concrete(name, value)
+
+
+def whole(name: str, value: Any, lowest: int) -> None:
+    """Raise ValueError unless a value is a whole number of at least `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
+        raise ValueError(f"{name} must be a whole number >= {lowest}, got {value!r}")
+
+
+def transformation(name: str, value: Any) -> None:
+    """Raise TypeError unless a value is an Optax transformation."""
+    if not callable(getattr(value, "init", None)) or not callable(getattr(value, "update", None)):
+        raise TypeError(f"{name} must be an Optax transformation, with init and update, got {value!r}")
 
 
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:

@@ -1,13 +1,15 @@
 """Complete optimizers: chains of `adam_jax.transforms`, with the signatures of Optax. No arithmetic here."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Literal
 
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from adam_jax import scaling, transforms
-from adam_jax.transforms import Decay, Kept
+from adam_jax.transforms import Decay, StoragePerLeaf
 
 __all__ = ["adam", "adamax", "adamaxw", "adamw", "amsgrad", "nadam", "nadamw"]
 
@@ -21,13 +23,12 @@ def adam(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: Kept = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
-    nu_dtype: Kept = None,
+    storage: StoragePerLeaf = None,
     bias_correction: bool = True,
     eps_hat: bool = False,
-    root: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam (Algorithm 1, whose default learning rate is .001). Arguments: `scale_by_adam`.
 
@@ -39,8 +40,8 @@ def adam(
     """
     return optax.chain(
         transforms.scale_by_adam(
-            b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype, nesterov=nesterov, bias_correction=bias_correction,
-            eps_hat=eps_hat, root=root,
+            b1, b2, eps, eps_root, mu_dtype, storage=storage, nesterov=nesterov, bias_correction=bias_correction,
+            eps_hat=eps_hat,
         ),
         scaling.scale_by_learning_rate(learning_rate),
     )  # fmt: skip
@@ -52,15 +53,14 @@ def adamw(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: Kept = None,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Rate = 1e-4,
     mask: Mask = None,
     *,
     nesterov: bool = False,
-    nu_dtype: Kept = None,
+    storage: StoragePerLeaf = None,
     bias_correction: bool = True,
     eps_hat: bool = False,
-    root: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019). Arguments: `scale_by_adam`, `add_decayed_weights`.
 
@@ -72,8 +72,8 @@ def adamw(
     """
     return optax.chain(
         transforms.scale_by_adam(
-            b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype, nesterov=nesterov, bias_correction=bias_correction,
-            eps_hat=eps_hat, root=root,
+            b1, b2, eps, eps_root, mu_dtype, storage=storage, nesterov=nesterov, bias_correction=bias_correction,
+            eps_hat=eps_hat,
         ),
         scaling.add_decayed_weights(weight_decay, mask),
         scaling.scale_by_learning_rate(learning_rate),
@@ -86,11 +86,10 @@ def nadam(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: Kept = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
-    nu_dtype: Kept = None,
-    root: bool = False,
+    storage: StoragePerLeaf = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with Nesterov momentum (Dozat 2016). Arguments: `scale_by_adam`.
 
@@ -100,7 +99,7 @@ def nadam(
         >>> print(updates)
         [-0.00147368]
     """
-    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype, root=root)
+    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, storage=storage)
 
 
 def nadamw(
@@ -109,13 +108,12 @@ def nadamw(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: Kept = None,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Rate = 1e-4,
     mask: Mask = None,
     *,
     nesterov: bool = True,
-    nu_dtype: Kept = None,
-    root: bool = False,
+    storage: StoragePerLeaf = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Nadam with decoupled weight decay. Arguments: `scale_by_adam`, `add_decayed_weights`.
 
@@ -126,7 +124,7 @@ def nadamw(
         [-0.0001]
     """
     return adamw(
-        learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov, nu_dtype=nu_dtype, root=root
+        learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov, storage=storage
     )
 
 
@@ -136,8 +134,8 @@ def adamax(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     *,
-    mu_dtype: Kept = None,
-    nu_dtype: Kept = None,
+    mu_dtype: DTypeLike | None = None,
+    storage: StoragePerLeaf = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaMax (Algorithm 2, whose default learning rate is .002). Arguments: `scale_by_adamax`.
@@ -149,7 +147,7 @@ def adamax(
         [-0.002]
     """
     return optax.chain(
-        transforms.scale_by_adamax(b1, b2, eps, mu_dtype, nu_dtype=nu_dtype, nesterov=nesterov),
+        transforms.scale_by_adamax(b1, b2, eps, mu_dtype, storage=storage, nesterov=nesterov),
         scaling.scale_by_learning_rate(learning_rate),
     )
 
@@ -162,8 +160,8 @@ def adamaxw(
     weight_decay: Rate = 1e-4,
     mask: Mask = None,
     *,
-    mu_dtype: Kept = None,
-    nu_dtype: Kept = None,
+    mu_dtype: DTypeLike | None = None,
+    storage: StoragePerLeaf = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """AdaMax with decoupled weight decay. Arguments: `scale_by_adamax`, `add_decayed_weights`.
@@ -175,7 +173,7 @@ def adamaxw(
         [-0.0002]
     """
     return optax.chain(
-        transforms.scale_by_adamax(b1, b2, eps, mu_dtype, nu_dtype=nu_dtype, nesterov=nesterov),
+        transforms.scale_by_adamax(b1, b2, eps, mu_dtype, storage=storage, nesterov=nesterov),
         scaling.add_decayed_weights(weight_decay, mask),
         scaling.scale_by_learning_rate(learning_rate),
     )
@@ -187,13 +185,13 @@ def amsgrad(
     b2: Decay = 0.999,
     eps: ArrayLike = 1e-8,
     eps_root: ArrayLike = 0.0,
-    mu_dtype: Kept = None,
+    mu_dtype: DTypeLike | None = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
     *,
-    nu_dtype: Kept = None,
+    storage: StoragePerLeaf = None,
     nesterov: bool = False,
-    root: bool = False,
+    eps_hat: bool = False,
     max_of: Literal["raw", "corrected"] = "raw",
 ) -> optax.GradientTransformationExtraArgs:
     """AMSGrad (Reddi et al. 2018), in PyTorch's order unless `max_of="corrected"`. Arguments: `scale_by_amsgrad`.
@@ -206,8 +204,8 @@ def amsgrad(
     """
     return optax.chain(
         transforms.scale_by_amsgrad(
-            b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu, nu_dtype=nu_dtype, nesterov=nesterov,
-            root=root, max_of=max_of,
+            b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu, storage=storage, nesterov=nesterov,
+            eps_hat=eps_hat, max_of=max_of,
         ),
         scaling.scale_by_learning_rate(learning_rate),
     )  # fmt: skip

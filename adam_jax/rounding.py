@@ -1,15 +1,18 @@
 """Rounding ONE array to fewer bits: without bias, or without loss.
 
-**Without bias**: up or down at random, and element i of a leaf is rounded at step t with frac(hash(seed, leaf, i) + t phi),
-as a 32-bit integer. Over the steps that is a low-discrepancy sequence: every number of draws in a row is spread over [0, 1)
-as evenly as can be, so the error of a mean of n roundings falls as log(n) / n, where that of independent draws falls as
-1 / sqrt(n). Over the elements it is a hash. No key is kept, and the bits are the same on any sharding, since i is the index
-in the whole array.
+**Without bias**: up or down at random. The draw of element i at step t is x_t = reverse(t) + hash(stream, i) followed by two
+steps x ^= x c with even c, where reverse(t) is the count with its 32 bits in reverse order, van der Corput's sequence. In
+all of these a bit of the result depends on itself and on lower bits only, so 2^k consecutive steps from a multiple of 2^k
+still give each value of the top k bits once: over *consecutive* steps the error of a mean of n draws falls as log(n) / n,
+where that of independent draws falls as 1 / sqrt(n). But the low bits, of which the top ones are functions, are the *high*
+bits of the count: the draws of an element that moves every k steps are as good as independent, for every k (a golden-ratio
+sequence repeats itself after 144 steps, plain van der Corput after 2^k). No key is kept, and the bits are the same on any
+sharding, since i is the index in the whole array.
 
 **Without loss**: a float32 number is split into the nearest bfloat16 one and the bits that are left over.
 
-All arithmetic is on bit patterns: adding to the pattern of a float and dropping its low bits rounds its magnitude, carries
-into the exponent included. Nothing here is a floating-point identity that a compiler could simplify.
+All but `two_sum` is arithmetic on bit patterns: adding to the pattern of a float and dropping its low bits rounds its
+magnitude, carries into the exponent included. There is no floating-point identity that a compiler could simplify.
 """
 
 import zlib
@@ -19,65 +22,57 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-__all__ = ["draws", "join", "round_to", "split", "stochastic", "stream"]
+__all__ = ["draws", "draws_at", "join", "narrowed", "number", "pattern", "round_to", "split", "stochastic", "stream", "two_sum", "widen"]
 
-PHI = np.uint32(0x9E3779B9)  # (sqrt(5) - 1) / 2 as a fraction of 2^32, made odd
 EXPONENT = np.uint32(0x7F800000)
 SIGN = np.uint32(0x80000000)
 
 
-def stream(seed: ArrayLike, path: str) -> jax.Array:
-    """The name of a leaf's sequence of draws: a hash of the seed and of the leaf's path, so no leaf shares another's.
+def stream(seed: ArrayLike, path: str) -> ArrayLike:
+    """The name of a leaf's sequence of draws, uint32: a hash of the seed and the path, so no leaf shares another's.
 
-    Args:
-        seed: integer, Python's or an array.
-        path: the leaf's path, as text; a prefix tells apart what is rounded for one leaf.
-
-    Returns:
-        uint32 scalar.
+    A prefix of the path tells apart what is rounded for one leaf.
 
     Example:
         >>> print(stream(0, "['w']") == stream(0, "['b']"))
         False
     """
-    seed = jnp.asarray(seed).astype(jnp.uint32)
-    return _hash(_hash(seed + PHI) + np.uint32(zlib.crc32(path.encode())))
+    host = isinstance(seed, int)  # then nothing is traced
+    seed = np.array([seed % 2**32], np.uint32) if host else jnp.asarray(seed).astype(jnp.uint32).reshape(1)
+    return _hash(_hash(seed + np.uint32(0x9E3779B9)) + np.uint32(zlib.crc32(path.encode())))[0]
 
 
 def draws(shape: tuple[int, ...], stream: jax.Array, count: ArrayLike) -> jax.Array:
-    """32 uniform bits for each element: frac(hash(stream, index) + count phi) as a fraction of 2^32.
+    """32 uniform bits for each element at step `count`, an integer scalar; it may wrap.
 
-    Args:
-        shape: of the whole array; under `shard_map`, where that is not known, of the shard.
-        stream: uint32 scalar from `stream`.
-        count: integer scalar, the step.
-
-    Returns:
-        uint32 array. `(bits >> 8) * 2.0**-24` is uniform in [0, 1) as float32.
+    `shape` is that of the whole array; under `shard_map`, where that is not known, of the shard.
 
     Example:
-        >>> a, b = (draws((2,), stream(0, "w"), count) for count in (0, 1))
-        >>> print((b - a) * 2.0**-32)
-        [0.618034 0.618034]
+        >>> pair = jnp.stack([draws((2,), stream(0, "w"), count) for count in (0, 1)])
+        >>> print((pair >> 31).sum(0))  # of two consecutive steps one draw is in the upper half
+        [1 1]
     """
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % 2**32)
         stride *= shape[axis]
-    return _hash(index + stream) + jnp.asarray(count).astype(jnp.uint32) * PHI
+    return draws_at(index, stream, count)
 
 
-def stochastic(x: jax.Array, bits: jax.Array, drop: int) -> jax.Array:
-    """Drop the `drop` low bits of float32 numbers, rounding the magnitude up with probability equal to what is dropped.
+def draws_at(index: jax.Array, stream: jax.Array, count: ArrayLike) -> jax.Array:
+    """The draws of the elements with these indices, uint32: what a kernel on a block of a leaf calls."""
+    x = (index + stream) * np.uint32(0x9E3779B1)
+    x = (x ^ (x >> 16)) + _reversed(jnp.asarray(count).astype(jnp.uint32))
+    x ^= x * np.uint32(0x6C50B47C)
+    return x ^ (x * np.uint32(0xB82F1E52))
 
-    Args:
-        x: float32, any shape. NaN stays NaN, infinities stay, and nothing finite becomes infinite.
-        bits: uint32 from `draws`, same shape.
-        drop: how many of the 23 bits of the significand to drop, 1 to 22.
 
-    Returns:
-        float32, same shape; the dropped bits are zero.
+def stochastic(x: jax.Array, bits: jax.Array, drop: int, rest: jax.Array | None = None) -> jax.Array:
+    """Drop the `drop` low bits of float32 numbers, 1 to 16, rounding the magnitude up with a probability equal to those.
+
+    NaN stays NaN, infinities stay, and nothing finite becomes infinite. `rest`, less than a unit in the last place of x, is
+    what x lacks of the number to round (`two_sum`), taken to 2^-16 of that unit (for |x| >= 1e-26).
 
     Example:
         >>> x = jnp.full(100_000, 1.001, jnp.float32)
@@ -85,72 +80,67 @@ def stochastic(x: jax.Array, bits: jax.Array, drop: int) -> jax.Array:
         >>> print(jnp.unique(rounded), f"{rounded.mean():.4f}")
         [1.        1.0078125] 1.0010
     """
-    pattern = _pattern(x)
+    bare, raised = pattern(x), bits >> np.uint32(32 - drop)
+    if rest is not None:
+        bare, part = _toward_zero(x, rest)
+        raised += ((bits << np.uint32(drop) >> np.uint32(16)) + part) >> np.uint32(16)
     keep = np.uint32(2**32 - 2**drop)
     largest = EXPONENT - np.uint32(2**drop)  # of the numbers left; it, infinities and NaN are cut, not raised
-    quiet = jnp.minimum(pattern & ~keep, 1) << 22  # a NaN with no other bit stays one; the largest numbers have that bit
-    up = jnp.where(pattern & ~SIGN >= largest, pattern | quiet, pattern + (bits >> np.uint32(32 - drop)))
-    return _number(up & keep)
+    quiet = jnp.minimum(bare & ~keep, 1) << 22  # a NaN with no other bit stays one; the largest numbers have that bit
+    return number(jnp.where(bare & ~SIGN >= largest, bare | quiet, bare + raised) & keep)
 
 
-def round_to(x: jax.Array, dtype: DTypeLike, bits: jax.Array) -> jax.Array:
-    """Round float32 numbers to those of bfloat16 or float16, up or down at random, without bias.
+def round_to(x: jax.Array, dtype: DTypeLike, bits: jax.Array, rest: jax.Array | None = None) -> jax.Array:
+    """Round float32 numbers to those of bfloat16 or float16, as float32, up or down at random, without bias.
 
-    Args:
-        x: float32, any shape. Finite numbers beyond the dtype's largest become the largest.
-        dtype: bfloat16 or float16. Subnormal numbers of float16 are rounded to as any others; those of bfloat16 are also
-            float32's, and exist where the processor has them.
-        bits: uint32 from `draws`, same shape.
-
-    Returns:
-        float32, same shape, exactly on the grid of `dtype`.
+    Finite numbers beyond the dtype's largest become the largest. Subnormal numbers of float16 are rounded to as any others;
+    those of bfloat16 are also float32's, and exist where the processor has them.
 
     Example:
         >>> print(round_to(jnp.float32(1e5), jnp.float16, jnp.uint32(0)))
         65504.0
     """
     if dtype == jnp.bfloat16:
-        return stochastic(x, bits, 16)
+        return stochastic(x, bits, 16, rest)
     # below 2^-14 the grid of float16 is even, with the spacing that it has just above 2^-14: round there and come back
-    offset = _number((_pattern(x) & SIGN) | _pattern(jnp.float32(2.0**-14)))
-    small = jnp.abs(x) < 2.0**-14
-    rounded = stochastic(jnp.where(small, x + offset, x), bits, 13)
-    rounded = jnp.where(small, rounded - offset, rounded)
+    offset = jnp.where(jnp.abs(x) < 2.0**-14, number((pattern(x) & SIGN) | pattern(jnp.float32(2.0**-14))), 0.0)
+    lifted, more = two_sum(x, offset)
+    rounded = stochastic(lifted, bits, 13, more if rest is None else more + rest) - offset
     return jnp.where(jnp.isinf(x), x, jnp.clip(rounded, -65504.0, 65504.0))
 
 
+def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rounded sum of two float32 numbers and what it lacks of the exact one (Knuth).
+
+    Example:
+        >>> print(*two_sum(jnp.float32(1.0), jnp.float32(1e-9)))
+        1.0 1e-09
+    """
+    total = a + b
+    b_there = total - a
+    return total, (a - (total - b_there)) + (b - b_there)
+
+
 def split(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-    """Split float32 numbers into bfloat16 ones, rounded to nearest, and the low half of their pattern, all of it or the top.
+    """Split float32 numbers into the nearest bfloat16 and the low half of their pattern: all 16 `bits`, or the top 8.
 
-    The weight is (pattern + 2^15) >> 16, so ties go away from zero. Ties to even could not be undone: 65537 float32
-    numbers round to each even bfloat16 number then, one more than 16 bits can tell apart.
-
-    Args:
-        x: float32, any shape. With `bits=8`, patterns whose low 8 bits are zero; others are cut.
-        bits: 16 or 8, the size of the residual.
-
-    Returns:
-        bfloat16 and uint16 or uint8 arrays, from which `join` makes x again; a NaN is made NaN again.
+    With 8 bits the patterns' low 8 bits should be zero; they are cut. A NaN is made NaN again. The weight is
+    (pattern + 2^15) >> 16, so ties go away from zero. Ties to even could not be undone: 65537 float32 numbers round to each
+    even bfloat16 number then, one more than 16 bits can tell apart.
 
     Example:
         >>> print(*split(jnp.float32(1 + 2**-8 + 2**-20), 16))
         1.00781 32776
     """
-    pattern = jnp.where(jnp.isnan(x), _pattern(jnp.float32(jnp.nan)), _pattern(x))
-    weight = ((pattern + np.uint32(0x8000)) >> 16).astype(jnp.uint16)
-    residual = (pattern & np.uint32(0xFFFF)) >> (16 - bits)
+    whole = jnp.where(jnp.isnan(x), pattern(jnp.float32(jnp.nan)), pattern(x))
+    weight = ((whole + np.uint32(0x8000)) >> 16).astype(jnp.uint16)
+    residual = (whole & np.uint32(0xFFFF)) >> (16 - bits)
     return jax.lax.bitcast_convert_type(weight, jnp.bfloat16), residual.astype(f"uint{bits}")
 
 
+@jax.custom_jvp
 def join(weight: jax.Array, residual: jax.Array) -> jax.Array:
-    """The float32 numbers that `split` took apart.
-
-    Args:
-        weight: bfloat16, any shape.
-        residual: uint16 or uint8, same shape.
-
-    Returns:
-        float32, same shape.
+    """The float32 numbers that `split` took apart. Its derivative is that of the weight, cast.
 
     Example:
         >>> print(join(*split(jnp.float32(3.14159265), 16)))
@@ -160,18 +150,62 @@ def join(weight: jax.Array, residual: jax.Array) -> jax.Array:
     low = residual.astype(jnp.uint32) << (16 - bits)
     high = jax.lax.bitcast_convert_type(weight, jnp.uint16).astype(jnp.uint32)
     raised = jnp.where(high & np.uint32(0x7FFF) == 0, 0, low >> 15)  # a zero never is, unless someone zeroed the weight
-    return _number(((high - raised) << 16) | low)
+    return number(((high - raised) << 16) | low)
 
 
-def _hash(x: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3 but for its last fold, which changes none of the 16 top bits."""
-    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-    return (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+@join.defjvp
+def _join_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    return join(*primals), tangents[0].astype(jnp.float32)
 
 
-def _pattern(x: jax.Array) -> jax.Array:
+def widen(x: jax.Array) -> jax.Array:
+    """bfloat16 or float16 as float32.
+
+    Of bfloat16 by bits, since XLA may drop a rounding that is cast back, and on CPU converts more slowly than it moves bits.
+    On TPU arrays of 16 bits cross to 32 by a conversion alone.
+
+    Example:
+        >>> print(widen(jnp.bfloat16(1.5)))
+        1.5
+    """
+    return x.astype(jnp.float32)
+
+
+def narrowed(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """float32 numbers that are on the grid of bfloat16 or float16, in that dtype; of bfloat16 by bits, as `widen`."""
+
+    return x.astype(dtype)
+
+
+def pattern(x: jax.Array) -> jax.Array:
+    """The bits of float32 numbers, uint32."""
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
-def _number(pattern: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(pattern, jnp.float32)
+def number(bits: jax.Array) -> jax.Array:
+    """The float32 numbers with these bits."""
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _toward_zero(x: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The pattern of x + rest, cut, and what was cut in 2^-16 of a unit in its last place, an integer up to 2^16."""
+    inwards = jnp.where(x > 0, rest < 0, rest > 0)
+    bare = pattern(x) - inwards.astype(jnp.uint32)
+    units = number(np.uint32(293 << 23) - jnp.maximum(bare & EXPONENT, np.uint32(40 << 23)))  # 2^16 / the unit
+    part = jnp.abs(rest) * units
+    return bare, (jnp.where(inwards, 65536.0 - part, part) + 0.5).astype(jnp.uint32)
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """A hash of 32 bits to 32 bits (Wellons' lowbias32)."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+@jax.jit
+def _reversed(x: jax.Array) -> jax.Array:
+    """The 32 bits in reverse order; jitted, so that it is traced once and not for each leaf."""
+    for shift, low in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF)):
+        x = ((x >> shift) & np.uint32(low)) | ((x & np.uint32(low)) << shift)
+    return (x >> 16) | (x << 16)

@@ -3,6 +3,7 @@
 Arithmetic is float32 at least and updates keep their dtype, whatever the dtype of a learning rate or a weight decay.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax import checks, moments, trees
+from adam_jax import checks, clock, moments, trees
 
 __all__ = [
     "ScaleByBiasCorrectionState",
@@ -71,12 +72,11 @@ def scale_by_bias_correction(b1: Scalar, b2: Scalar | None = None) -> optax.Grad
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del params, extra_args
-        rate1 = moments.complement(moments.at(b1, state.count))
-        rate2 = 1.0 if b2 is None else moments.complement(moments.at(b2, state.count))
-        mu_weight = moments.running_weight(state.mu_weight, rate1, state.count)
-        nu_weight = moments.running_weight(state.nu_weight, rate2, state.count)
-        factor = moments.corrected_rate(moments.root(nu_weight), mu_weight)
-        state = ScaleByBiasCorrectionState(optax.safe_increment(state.count), mu_weight, nu_weight)
+        count = state.count
+        mu = clock.tick(clock.complement(clock.at(b1, count)), state.mu_weight, count)
+        nu = clock.tick(1.0 if b2 is None else clock.complement(clock.at(b2, count)), state.nu_weight, count)
+        factor = clock.corrected_rate(moments.root(nu.weight), mu.weight)
+        state = ScaleByBiasCorrectionState(optax.safe_increment(count), mu.weight, nu.weight)
         return _scale(factor, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -107,11 +107,12 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtr
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del params, extra_args
-        trained = [_wide(u) for u in jax.tree.leaves(updates) if trees.is_trained(u)]
+        trained = [moments.widened(u) for u in jax.tree.leaves(updates) if trees.is_trained(u)]
         size = 2 * max(1, sum(u.size for u in trained))
+        widest = functools.reduce(jnp.promote_types, (u.real.dtype for u in trained), jnp.float32)
         # one pass, and a form that XLA fuses into the reduction: clipping u itself would be written to memory first
         squares = (jnp.minimum(moments.squared(u), float(jnp.finfo(u.dtype).max) / size).sum() for u in trained)
-        norm = moments.root(sum(squares, jnp.zeros([])))
+        norm = moments.root(_sum([x.astype(widest) for x in squares]))
         inside = norm <= max_norm
         return _scale(jnp.where(inside, 1.0, max_norm / jnp.where(inside, 1.0, norm)), updates), state
 
@@ -185,14 +186,14 @@ def add_decayed_weights(
         del extra_args
         if params is None and jax.tree.leaves(updates):
             raise ValueError("weight decay needs the params: call update(gradients, state, params)")
-        amount = moments.at(weight_decay, state.count)
+        amount = clock.at(weight_decay, state.count) if callable(weight_decay) else weight_decay
 
-        def decay(u: ArrayLike, p: ArrayLike) -> tuple[jax.Array, ArrayLike]:
-            wide = _wide(u)
-            decayed = wide + jnp.asarray(amount, wide.real.dtype) * jnp.asarray(p, wide.dtype)
-            return decayed.astype(jnp.result_type(u)), p
+        def decay(at: trees.At, u: ArrayLike) -> tuple[jax.Array]:
+            wide = moments.widened(u)
+            decayed = wide + moments.times(jnp.asarray(amount, wide.real.dtype), jnp.asarray(at.param, wide.dtype))
+            return (decayed.astype(jnp.result_type(u)),)
 
-        updates, _ = trees.map_updates(decay, updates, [params])
+        updates, _ = trees.map_updates(decay, updates, (), params)
         if callable(weight_decay):
             state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
         return updates, state
@@ -225,11 +226,16 @@ def _scale(factor: ArrayLike, updates: Any) -> Any:
     """Multiply the trained leaves by one scalar, in the dtype of their arithmetic; each keeps its own dtype."""
 
     def scale(u: ArrayLike) -> jax.Array:
-        wide = _wide(u)
-        return (jnp.asarray(factor, wide.real.dtype) * wide).astype(jnp.result_type(u))
+        wide = moments.widened(u)
+        return moments.times(jnp.asarray(factor, wide.real.dtype), wide).astype(jnp.result_type(u))
 
     return jax.tree.map(lambda u: scale(u) if trees.is_trained(u) else u, updates)
 
 
-def _wide(u: ArrayLike) -> jax.Array:
-    return jnp.asarray(u, moments.accumulator_dtype(jnp.result_type(u)))
+def _sum(numbers: list[jax.Array]) -> jax.Array:
+    """The sum of scalars. On CPU in a loop, for XLA would add them up again in every kernel that needs the sum."""
+
+    def add(x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda total, y: (total + y, None), jnp.zeros([], x.dtype), x)[0]
+
+    return jax.lax.platform_dependent(jnp.stack(numbers), cpu=add, default=jnp.sum) if numbers else jnp.zeros([])

@@ -1,434 +1,401 @@
-"""How the moments of one leaf are kept between steps: in float32 or wider, bfloat16, eight bits, or a way of your own.
+"""How the moments of one leaf are kept between steps: as they are, in bfloat16, in eight bits, or in codes of your own.
 
-Rounding is without bias (`adam_jax.rounding`). To nearest, a narrow second moment stalls: a step moves it by 1 - b2 of its
-value, less than half the distance between two of its numbers, so it never moves at all. It depends on the seed, the count,
-the leaf's path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
+Rounding is without bias (`rounding`). To nearest, a narrow second moment stalls: a step moves it by 1 - b2 of its value, less
+than half the distance between two of its numbers, so it never moves at all. It depends on the seed, the count, the leaf's
+path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
 
-The step taken is that of the moments as they are kept, so a state alone tells what the step was.
+Narrow second moments are roots. The step taken is that of the moments as they are kept, so a state alone tells what it was.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import codes, rounding
+from adam_jax import codes, moments, rounding, trees
+from adam_jax.trees import At
 
-__all__ = [
-    "KeptMoments",
-    "Storage",
-    "bfloat16",
-    "check_choices",
-    "chosen",
-    "first_windows",
-    "has_windows",
-    "int8_ratio",
-    "int8_root",
-    "is_compact",
-    "is_function",
-    "is_relative",
-    "kept_moments",
-    "recomputed",
-    "state_bytes",
-    "zeros",
-]
+__all__ = ["Choice", "Code", "Codes", "Int8", "Kept", "Limits", "Storage", "StorageLike", "bfloat16", "int8", "state_bytes"]
 
 SMALLEST = 4096  # elements: smaller leaves stay float32 beside int8
+APART = 0x85EBCA6B  # odd, so that multiples of a sequence of draws are as even, and one hash serves all moments of a leaf
+NAMES = ("float32", "root", "bfloat16", "int8")
+Nus = tuple[jax.Array, ...]
+
+
+class Bfloat16Codes(NamedTuple):
+    """Marks the form of a state whose leaves are bfloat16."""
+
+
+class Int8Codes(NamedTuple):
+    """Marks the form of a state whose leaves are int8."""
+
+
+class OwnCodes(NamedTuple):
+    """Marks the form of a state whose leaves are kept in codes of one's own."""
+
+
+class CodesByPath(NamedTuple):
+    """Marks the form of a state whose leaves are kept as a function of their path says."""
+
+
+class Kept(NamedTuple):
+    """What a state keeps of one leaf: the first moment and the second ones, of which AMSGrad has two."""
+
+    mu: jax.Array
+    nus: Nus
+    windows: Any = ()  # int32[len(nus), 4]: the window of the int8 codes and that of the coming ones (`Codes`)
+
+
+class Codes(NamedTuple):
+    """What a state with narrow leaves keeps besides their moments.
+
+    Attributes:
+        bound: scalar, the most that |mu| can be in units of sqrt(nu) (`norms`); the codes of int8 ratios depend on it.
+        windows: int32[leaves, moments, 4], where a leaf is int8: the window of its codes, and that of the coming ones.
+    """
+
+    bound: jax.Array
+    windows: jax.Array
+
+    def after(self, bound: ArrayLike, extremes: dict[int, jax.Array], moved: ArrayLike, empty: ArrayLike) -> "Codes":
+        """After a step, from the extremes of the codes that it read in each leaf, unless the state counted as empty.
+
+        Windows are found for all leaves at once; those of leaves without a gradient stay.
+        """
+        none = jnp.tile(jnp.array([0, 255], jnp.int32), (self.windows.shape[1], 1))
+        found = [jnp.where(empty, none, extremes.get(i, none)) for i in range(len(self.windows))]
+        each = jax.vmap(jax.vmap(codes.coming_window, (0, 0, None)), (0, 0, None))
+        windows = self.windows
+        if found:
+            coming = each(jnp.stack(found), windows[..., :2], jnp.asarray(moved, jnp.float32))
+            moved_on = jnp.concatenate([windows[..., 2:], coming], axis=-1)
+            there = np.array([i in extremes for i in range(len(found))]).reshape(-1, 1, 1)
+            windows = jnp.where(there, moved_on, windows)
+        return Codes(jnp.asarray(bound, self.bound.dtype), windows)
+
+
+class Limits(NamedTuple):
+    """What bounds the first moment, in units of the size: scalars."""
+
+    mu: ArrayLike = jnp.inf  # as it is kept
+    ahead: ArrayLike = jnp.inf  # with Nadam's look-ahead
+    ratios_before: ArrayLike = codes.MOST_RATIOS  # codes an octave of the int8 ratios that the state holds
+    ratios: ArrayLike = codes.MOST_RATIOS  # and of those that are written
+
+
+class Moving(NamedTuple):
+    """What a storage needs to know of a step, besides the moments."""
+
+    advance: Callable[[jax.Array], Nus]  # from the gradient to the next second moments
+    g: jax.Array
+    moved: ArrayLike  # how far they move
+    stream: jax.Array  # the leaf's sequence of draws (`rounding`)
+    count: jax.Array
+    limits: Limits
+
+    def bits(self, moment: int) -> jax.Array:
+        """The draws for one of the leaf's moments."""
+        return rounding.draws(self.g.shape, self.stream, self.count) * np.uint32(pow(APART, moment, 2**32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """One narrow number for each float32 number; elementwise functions.
+
+    Attributes:
+        dtype: of what is kept.
+        encode: `(x, bits) -> kept`: float32 numbers and 32 random bits each (`rounding.draws`). It must take any finite x
+            and should keep the mean: round up where bits / 2^32 is among the highest values, as many as the remainder says.
+            Of second moments x is the root s >= 0, and only zero should be given for zero.
+        decode: `kept -> x`, float32.
+    """
+
+    dtype: Any
+    encode: Callable[[jax.Array, jax.Array], jax.Array]
+    decode: Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """How one moment array is kept between steps. `mu_dtype` and `nu_dtype` take these; your own are elementwise functions.
+    """How the moments of a leaf are kept: each in a code, or as they are; `Storage()` keeps both as they are.
 
     Attributes:
-        dtype: of the array in the state, which has the leaf's shape.
-        encode: `(x, bits) -> array`: float32 values and 32 random bits each (`rounding.draws`) to what is kept. For second
-            moments x is the root s >= 0; for first moments it is m, or m / s. It must take any finite x, should keep the
-            mean (round up where bits / 2^32 is among the highest values, as many as the remainder says) and, for second
-            moments, should give zero for zero alone.
-        decode: `array -> x`, the inverse, float32.
-        relative: a first moment is kept as m / s, in [-`codes.largest_ratio`, `codes.largest_ratio`].
+        first: of first moments: a `Code`, a dtype of float32 or wider, or `None` for float32, wider where the param is.
+        second: of the roots of second moments: a `Code`, or `None`.
         smallest: leaves of fewer elements stay float32.
         seed: of the rounding.
-        window: for codes that move with the leaf's magnitudes: `(array, window, rate) -> window`, int32[2] to int32[2];
-            `encode` and `decode` then get the window as their last argument. See `codes.next_window`.
+        marker: of the form of states that are kept so.
+
+    Example:
+        >>> from adam_jax import scale_by_adam
+        >>> half = Code(jnp.float16, lambda x, bits: x.astype(jnp.float16), lambda kept: kept.astype(jnp.float32))
+        >>> print(scale_by_adam(storage=Storage(half, half)).init(jnp.ones(3)).mu.dtype)
+        float16
     """
 
-    dtype: Any
-    encode: Callable[..., jax.Array]
-    decode: Callable[..., jax.Array]
-    relative: bool = False
+    first: Code | np.dtype | None = None
+    second: Code | None = None
     smallest: int = 0
     seed: int = 0
-    window: Callable[[jax.Array, jax.Array, ArrayLike], jax.Array] | None = None
+    marker: type = OwnCodes
 
-    def holds(self, leaf: Any) -> bool:
-        """Whether a leaf is large enough to be kept so; others stay float32."""
-        return np.size(leaf) >= self.smallest
+    @property
+    def narrow(self) -> bool:
+        """Whether second moments are rounded to few bits, and so kept as roots."""
+        return self.second is not None
 
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is rounded without bias."""
+        return self.narrow or isinstance(self.first, Code)
 
-def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
-    """Moments in bfloat16, rounded without bias; `jnp.bfloat16` means this with its defaults.
+    def stream(self, at: At) -> ArrayLike:
+        """The leaf's sequence of draws."""
+        return rounding.stream(self.seed, at.path)
 
-    Args:
-        smallest: leaves of fewer elements stay float32.
-        seed: of the rounding.
+    def dtypes(self, wide: DTypeLike) -> tuple[np.dtype, np.dtype]:
+        """Of what is kept of first and second moments whose arithmetic is in `wide`."""
+        first = self.first.dtype if isinstance(self.first, Code) else self.first or wide
+        if jnp.issubdtype(wide, jnp.complexfloating) and not isinstance(self.first, Code):
+            first = jnp.promote_types(first, jnp.complex64)
+        return np.dtype(first), np.dtype(self.second.dtype if self.second else jnp.finfo(wide).dtype)
 
-    Returns:
-        A storage for first and for second moments.
+    def empty(self, leaf: Any, wide: DTypeLike, moment: int) -> jax.Array:
+        """What is kept of a moment of zero (0 the first, from 1 the second ones): an array like a leaf in shape and sharding."""
+        return jnp.zeros_like(leaf, dtype=self.dtypes(wide)[min(moment, 1)])
 
-    Example:
-        >>> x, bits = jnp.full(4, 1.005), jnp.arange(4, dtype=jnp.uint32) << 30
-        >>> print(bfloat16().encode(x, bits))
-        [1 1 1.00781 1.00781]
-    """
+    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, empty: ArrayLike = False) -> tuple[jax.Array, Nus]:
+        """The first moment and the second ones, roots where they are narrow, in the dtype of the arithmetic; zeros if `empty`."""
+        del ratios
+        mu = self.first.decode(kept.mu) if isinstance(self.first, Code) else kept.mu
+        nus = [self.second.decode(nu) if self.second else nu for nu in kept.nus]
+        mu, *nus = (jnp.where(empty, jnp.zeros([], x.dtype), x) for x in (mu, *nus))
+        return mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
 
-    def encode(x: jax.Array, bits: jax.Array) -> jax.Array:
-        return rounding.stochastic(x, bits, 16).astype(jnp.bfloat16)
+    def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
+        """What is kept after a step to the first moment m, and both moments as they are kept.
 
-    return Storage(jnp.dtype(jnp.bfloat16), encode, _widened, smallest=smallest, seed=seed)
+        In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
+        """
+        new = []
+        for i, (x, old) in enumerate(zip((m, *moving.advance(moving.g)), (kept.mu, *kept.nus), strict=True)):
+            code = self.second if i else self.first
+            x = code.encode(x.astype(jnp.float32), moving.bits(i)) if isinstance(code, Code) else x
+            new.append(x.astype(old.dtype))
+        kept = Kept(new[0], tuple(new[1:]), jnp.zeros((len(kept.nus), 2), jnp.int32))
+        m, nus = self.load(kept, m.dtype, moving.limits.ratios)
+        return kept, self.bounded(m, nus[0], moving.limits.mu), nus
 
-
-def int8_ratio(*, smallest: int = SMALLEST, seed: int = 0) -> Storage:
-    """First moments in eight bits, as ratios to the root second moment; `mu_dtype=jnp.int8` means this with its defaults.
-
-    Args:
-        smallest: leaves of fewer elements stay float32.
-        seed: of the rounding.
-
-    Returns:
-        A storage for first moments.
-
-    Example:
-        >>> print(int8_ratio().dtype, int8_ratio().relative)
-        int8 True
-    """
-    return Storage(jnp.dtype(jnp.int8), codes.encode_ratio, codes.decode_ratio, relative=True, smallest=smallest, seed=seed)
-
-
-def int8_root(*, smallest: int = SMALLEST, seed: int = 0) -> Storage:
-    """Second moments in eight bits, as logarithms of their roots; `nu_dtype=jnp.int8` means this with its defaults.
-
-    A leaf's codes share a window, which moves with its magnitudes. Inside `shard_map` it is that of the whole leaf, alike on
-    all shards; not with `check_vma=False`, where each shard would have its own and a state put together could not be read.
-
-    Args:
-        smallest: leaves of fewer elements stay float32.
-        seed: of the rounding.
-
-    Returns:
-        A storage for second moments.
-
-    Example:
-        >>> print(int8_root(smallest=0).smallest)
-        0
-    """
-    return Storage(
-        jnp.dtype(jnp.int8), codes.encode_root, codes.decode_root, smallest=smallest, seed=seed, window=codes.next_window
-    )
-
-
-def chosen(choice: Any, path: str, *, second: bool) -> Storage | np.dtype | None:
-    """What an argument `mu_dtype` or `nu_dtype` means for one leaf.
-
-    Args:
-        choice: a dtype, `None`, a `Storage`, or a function from a leaf's path to one of those.
-        path: of the leaf.
-        second: whether it is for second moments.
-
-    Returns:
-        A storage for bfloat16, int8 and float16; otherwise the dtype, or `None`.
-
-    Raises:
-        ValueError: for a dtype that cannot hold the moment, and for float64 where JAX is not set up for it.
-
-    Example:
-        >>> chosen(jnp.int8, "", second=False).relative
-        True
-    """
-    if isinstance(choice, Storage):
-        return choice
-    if is_function(choice):
-        return chosen(choice(path), path, second=second)
-    if choice is None:
-        return None
-    name, others = ("nu_dtype", "") if second else ("mu_dtype", "float16, ")
-    try:
-        dtype = np.dtype(choice)
-    except TypeError:
-        dtype = None
-    if dtype == jnp.int8:
-        return int8_root() if second else int8_ratio()
-    if dtype == jnp.bfloat16:
-        return bfloat16()
-    if dtype is not None and dtype in (np.float32, np.float64, np.complex64, np.complex128):
-        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            raise ValueError(f"{name} must be a dtype that JAX is set up for, got {dtype}: enable jax_enable_x64 for it")
-        return dtype
-    if dtype is not None and dtype == np.float16 and not second:
-        return Storage(dtype, lambda r, bits: rounding.round_to(r, dtype, bits).astype(dtype), _widened, relative=True)
-    allowed = f"float32, float64, bfloat16, {others}int8, a Storage, a function of the path or None"
-    raise ValueError(f"{name} must be {allowed}, got {choice if dtype is None else dtype}")
-
-
-def check_choices(mu_choice: Any, nu_choice: Any) -> None:
-    """Find choices that no leaf can be kept by, before there are leaves; what a function chooses is seen when it is asked.
-
-    Args:
-        mu_choice: the argument `mu_dtype`, see `chosen`.
-        nu_choice: the argument `nu_dtype`.
-
-    Raises:
-        ValueError: as `chosen`.
-
-    Example:
-        >>> check_choices(jnp.int8, lambda path: jnp.int4)
-    """
-    for choice, second in ((mu_choice, False), (nu_choice, True)):
-        if not is_function(choice):
-            chosen(choice, "", second=second)
-
-
-def is_compact(choice: Any) -> bool:
-    """Whether second moments chosen so are kept as roots: they are, unless the choice is a float32 or wider or `None`.
-
-    Args:
-        choice: as for `chosen`.
-
-    Returns:
-        True for a storage, a function, int8 or bfloat16.
-
-    Example:
-        >>> is_compact(jnp.int8), is_compact(jnp.float32), is_compact(None)
-        (True, False, False)
-    """
-    return isinstance(choice if is_function(choice) else chosen(choice, "", second=True), (Storage, Callable))
-
-
-def is_relative(choice: Any) -> bool:
-    """Whether first moments chosen so are kept as ratios to the root second moment in every leaf.
-
-    Args:
-        choice: as for `chosen`.
-
-    Returns:
-        True for int8 and float16, and for a storage that says so.
-
-    Example:
-        >>> is_relative(jnp.int8), is_relative(jnp.bfloat16)
-        (True, False)
-    """
-    keep = None if is_function(choice) else chosen(choice, "", second=False)
-    return isinstance(keep, Storage) and keep.relative
-
-
-def is_function(choice: Any) -> bool:
-    """Whether a choice is a function of a leaf's path.
-
-    Args:
-        choice: as for `chosen`.
-
-    Returns:
-        True for functions; dtypes that can be called are none.
-
-    Example:
-        >>> is_function(jnp.float32), is_function(lambda path: jnp.float32)
-        (False, True)
-    """
-    return callable(choice) and not isinstance(choice, type)
-
-
-def has_windows(choice: Any) -> bool:
-    """Whether second moments chosen so may need a window for each leaf.
-
-    Args:
-        choice: as for `chosen`.
-
-    Returns:
-        True for int8, a storage with a window, or a function.
-
-    Example:
-        >>> has_windows(jnp.int8), has_windows(jnp.bfloat16)
-        (True, False)
-    """
-    if is_function(choice):
-        return True
-    keep = chosen(choice, "", second=True)
-    return isinstance(keep, Storage) and keep.window is not None
+    def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
+        """A first moment no larger than it can be for its size, which only rounding may have passed."""
+        return moments.within(m, size, limit) if self.narrow else m
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptMoments:
-    """The moments of one leaf as a state keeps them. Made by `kept_moments`.
+class Int8(Storage):
+    """Both moments of an element in one bfloat16 number, in eight bits each (`codes`): m / s, and s in a window of the leaf.
 
-    Attributes:
-        mu: what is kept of the first moment.
-        nus: what is kept of the second moments: Adam has one, AMSGrad two.
-        window: int32[len(nus), 2], or None where no window is kept.
-        storages: of `mu` and of each of `nus`, None where the values themselves are kept.
-        path: of the leaf.
-        first_index: of the array's first element, where the array is a part of the leaf.
-        later: zero, but known only when `mu` is: XLA writes second moments in place once it no longer reads them for `mu`.
+    `mu` holds the numbers, `nu` nothing, and AMSGrad's `nu_max` codes in int8. Windows are those of whole leaves.
     """
 
-    mu: jax.Array
-    nus: tuple[jax.Array, ...]
-    window: jax.Array | None
-    storages: tuple[Storage | None, ...]
-    path: str
-    first_index: ArrayLike = 0
-    later: ArrayLike = 0
+    smallest: int = SMALLEST
+    marker: type = Int8Codes
 
     @property
-    def is_exact(self) -> bool:
-        """Whether all values are kept as they are."""
-        return not any(self.storages)
+    def narrow(self) -> bool:
+        return True
 
-    def second(self, dtype: DTypeLike) -> tuple[jax.Array, ...]:
-        """The second moments, or their roots, in the dtype of the leaf's arithmetic."""
-        return tuple(self._load(i + 1, nu).astype(dtype) for i, nu in enumerate(self.nus))
+    def dtypes(self, wide: DTypeLike) -> tuple[np.dtype, np.dtype]:
+        del wide
+        return np.dtype(jnp.bfloat16), trees.ABSENT.dtype
 
-    def first(self, dtype: DTypeLike, size: jax.Array) -> jax.Array:
-        """The first moment, in the dtype of the leaf's arithmetic; `size` is the root of the second as kept."""
-        mu, keep = self._load(0, self.mu).astype(dtype), self.storages[0]
-        return mu * size if keep and keep.relative else mu
+    def empty(self, leaf: Any, wide: DTypeLike, moment: int) -> jax.Array:
+        del wide
+        if moment == 1:
+            return jnp.asarray(trees.ABSENT)
+        return jnp.full_like(leaf, -128, dtype=jnp.int8) if moment else jnp.zeros_like(leaf, dtype=jnp.bfloat16)
 
-    def with_first(self, mu: jax.Array, size: ArrayLike = 1.0, count: ArrayLike = 0) -> "KeptMoments":
-        """What is kept after the first moment's step; `size` is the root second moment that belongs to it, not rounded."""
-        keep = self.storages[0]
-        if not keep or not keep.relative:
-            return dataclasses.replace(self, mu=self._save(0, mu, self.mu, count))
-        dead = size < jnp.finfo(mu.dtype).tiny
-        kept = self._save(0, jnp.where(dead, 0.0, mu / jnp.where(dead, 1.0, size)), self.mu, count)
-        split = any(axis is not None for axis in jax.typeof(kept).sharding.spec)  # over explicit axes: it cannot be indexed
-        one = jnp.abs(kept[(0,) * kept.ndim].astype(jnp.int32)) if kept.size and not split else 0
-        return dataclasses.replace(self, mu=kept, later=jnp.minimum(one, 0))
+    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, empty: ArrayLike = False) -> tuple[jax.Array, Nus]:
+        root, ratio, sign = codes.unpack(jnp.where(empty, jnp.zeros([], kept.mu.dtype), kept.mu))
+        more = [jnp.where(empty, 0, code) for code in _bytes(kept.nus[1:])]
+        s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
+        mu = sign * codes.decode_ratio(ratio, ratios) * s[0]
+        return mu.astype(wide), tuple(x.astype(jnp.finfo(wide).dtype) for x in s)
 
-    def with_second(self, nus: tuple[jax.Array, ...], rate: ArrayLike = 0.0, count: ArrayLike = 0) -> "KeptMoments":
-        """What is kept after the second moments' step, which comes after the first's; `rate` is how far they moved."""
-        window = self.window
-        if window is not None:
-            moved = zip(self.storages[1:], self.nus, window, strict=True)
-            window = jnp.stack([k.window(nu, w, rate) if k and k.window else w for k, nu, w in moved])
-        new = dataclasses.replace(self, window=window)
-        saved = (
-            new._save(i + 1, nu, old, count + self.later) for i, (nu, old) in enumerate(zip(nus, self.nus, strict=True))
-        )
-        return dataclasses.replace(new, nus=tuple(saved))
-
-    def _load(self, i: int, kept: jax.Array) -> jax.Array:
-        keep = self.storages[i]
-        return keep.decode(kept, *self._own_window(i)) if keep else kept
-
-    def _save(self, i: int, x: jax.Array, old: jax.Array, count: ArrayLike) -> jax.Array:
-        keep = self.storages[i]
-        if not keep:
-            return x.astype(old.dtype)
-        stream = rounding.stream(keep.seed, f"{i}{self.path}") + jnp.asarray(self.first_index).astype(jnp.uint32)
-        bits = rounding.draws(x.shape, stream, count)
-        return keep.encode(x.astype(jnp.float32), bits, *self._own_window(i)).astype(keep.dtype)
-
-    def _own_window(self, i: int) -> tuple[jax.Array, ...]:
-        keep = self.storages[i]
-        return (self.window[i - 1],) if keep and keep.window and self.window is not None else ()
+    def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
+        old = (kept.mu, *(codes.pack(root, jnp.zeros_like(root), jnp.float32(1.0)) for root in _bytes(kept.nus[1:])))
+        extremes = jnp.stack([codes.extremes(packed) for packed in old])
+        moving, windows = moving._replace(count=_after(moving.count, extremes)), kept.windows[:, 2:]
+        sizes = [s.astype(jnp.float32) for s in moving.advance(moving.g)]
+        root, *more = (codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True)))
+        ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
+        packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
+        nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
+        m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios)
+        return Kept(packed, nus, extremes), self.bounded(m, sizes[0], moving.limits.mu), sizes
 
 
-def kept_moments(
-    mu_choice: Any, nu_choice: Any, path: str, mu: jax.Array, nus: Sequence[jax.Array], windows: Any, number: int
-) -> KeptMoments:
-    """The moments of one leaf as a state keeps them.
+def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
+    """Both moments in bfloat16, rounded without bias; `storage="bfloat16"` means this with its defaults.
 
     Args:
-        mu_choice: the argument `mu_dtype`, see `chosen`.
-        nu_choice: the argument `nu_dtype`.
-        path: of the leaf.
-        mu: what is kept of the first moment.
-        nus: what is kept of the second moments.
-        windows: int32[leaves, len(nus), 2], or an empty tuple.
-        number: of the leaf.
+        smallest: leaves of fewer elements stay float32.
+        seed: of the rounding.
 
     Returns:
-        The moments; those of a leaf too small for its storage are the values themselves.
+        A storage of 4 bytes a parameter.
+
+    Example:
+        >>> x, bits = jnp.full(4, 1.005), jnp.arange(4, dtype=jnp.uint32) << 30
+        >>> print(bfloat16().second.encode(x, bits))
+        [1 1 1.00781 1.00781]
+    """
+    code = _ROUNDED[np.dtype(jnp.bfloat16)]
+    return Storage(code, code, smallest, seed, Bfloat16Codes)
+
+
+def int8(*, smallest: int = SMALLEST, seed: int = 0) -> Storage:
+    """Both moments in eight bits, as logarithmic codes; `storage="int8"` means this with its defaults.
+
+    Args:
+        smallest: leaves of fewer elements stay float32.
+        seed: of the rounding.
+
+    Returns:
+        A storage of 2 bytes a parameter and 16 a leaf.
+
+    Example:
+        >>> from adam_jax import scale_by_adam
+        >>> print(scale_by_adam(storage=int8(smallest=0)).init(jnp.ones(3)).mu)
+        [0 0 0]
+    """
+    return Int8(smallest=smallest, seed=seed)
+
+
+StorageLike = Literal["float32", "root", "bfloat16", "int8"] | Storage | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the arguments `storage` and `mu_dtype` mean, resolved once; a function of the path is asked leaf by leaf.
+
+    Attributes:
+        storage: as given.
+        mu_dtype: as given.
 
     Raises:
-        ValueError: for an array that these choices do not make.
-
-    Example:
-        >>> kept = kept_moments(jnp.int8, None, "", jnp.array([80], jnp.int8), [jnp.array([2.0])], (), 0)
-        >>> print(kept.first(jnp.float32, jnp.array([2.0])))
-        [1.2248507]
+        ValueError: for arguments that no leaf can be kept by.
     """
-    choices = ((mu_choice, mu), *((nu_choice, nu) for nu in nus))
-    storages = tuple(_storage_of(choice, path, kept, second=i > 0) for i, (choice, kept) in enumerate(choices))
-    if has_windows(nu_choice) != (len(windows) > 0):
-        held = "windows" if len(windows) else "no windows"
-        raise ValueError(f"nu_dtype must be as it was at init, got {nu_choice}, but the state keeps {held} in nu_window")
-    return KeptMoments(mu, tuple(nus), windows[number] if len(windows) else None, storages, path)
+
+    storage: StorageLike | Callable[[str], StorageLike]
+    mu_dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.storage is not None and self.mu_dtype is not None:
+            raise ValueError(
+                f"mu_dtype is for the first moment alone and must be None with storage, got mu_dtype={self.mu_dtype} and "
+                f"storage={self.storage!r}: storage says how both are kept"
+            )
+        if not self.by_path:
+            self._named(self.storage)
+
+    @property
+    def by_path(self) -> bool:
+        """Whether a function of the path chooses."""
+        return callable(self.storage) and not isinstance(self.storage, type)
+
+    @property
+    def rooted(self) -> bool:
+        """Whether second moments are kept as roots, in all leaves: beside narrow ones also where they are float32."""
+        return self.storage not in (None, "float32", Storage())
+
+    @property
+    def narrow(self) -> bool:
+        """Whether leaves may be narrow."""
+        return self.by_path or self._named(self.storage).narrow
+
+    @property
+    def codes(self) -> Any:
+        """The marker of the form of a state kept so."""
+        if self.by_path:
+            return CodesByPath()
+        return self._named(self.storage).marker() if self.narrow else ()
+
+    def new(self, at: At, leaf: Any) -> Storage:
+        """How a leaf of the params is going to be kept."""
+        storage = self._of(at)
+        if np.size(leaf) < storage.smallest:
+            return Storage()
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating) and storage.dtypes(np.complex64)[0].kind != "c":
+            raise ValueError(
+                f"{self._name} must be float32 for the complex leaf at {at}, got {self._got(at)}: keep that leaf so by a "
+                "function of the path, or split it with optax.contrib.split_real_and_imaginary"
+            )
+        return storage
+
+    def old(self, at: At, kept: Kept) -> Storage:
+        """How a leaf of a state is kept; an error if these arguments do not make that."""
+        storage, exact = self._of(at), Storage()
+        if _is_kept_by(storage, kept):
+            return storage  # of whatever size: this may be a shard
+        if np.size(kept.mu) < storage.smallest and _is_kept_by(exact, kept):
+            return exact
+        raise ValueError(
+            f"{self._name} must be as it was at init, got {self._got(at)}, but the state keeps {kept.mu.dtype} and "
+            f"{kept.nus[0].dtype} at {at}"
+        )
+
+    @property
+    def _name(self) -> str:
+        return "mu_dtype" if self.mu_dtype is not None else "storage"
+
+    def _got(self, at: At) -> Any:
+        return self.mu_dtype if self.mu_dtype is not None else self._of(at) if self.by_path else self.storage
+
+    def _of(self, at: At) -> Storage:
+        choose: Any = self.storage
+        return self._named(choose(at.path) if self.by_path else choose)
+
+    def _named(self, storage: Any) -> Storage:
+        if isinstance(storage, Storage):
+            return storage
+        if storage is not None and not (isinstance(storage, str) and storage in NAMES):
+            names = ", ".join(map(repr, NAMES))
+            raise ValueError(f"storage must be one of {names}, a Storage, a function of the path or None, got {storage!r}")
+        if storage in ("bfloat16", "int8"):
+            return bfloat16() if storage == "bfloat16" else int8()
+        return Storage(_first(self.mu_dtype))
 
 
-def first_windows(choice: Any, leaves: int, moments: int) -> Any:
-    """The windows of a state in which nothing is kept yet.
-
-    Args:
-        choice: the argument `nu_dtype`, see `chosen`.
-        leaves: the number of trained leaves.
-        moments: the number of second moments of each.
-
-    Returns:
-        int32[leaves, moments, 2], or an empty tuple where there are no windows.
-
-    Example:
-        >>> print(first_windows(jnp.int8, 1, 1), first_windows(jnp.bfloat16, 1, 1))
-        [[[0 0]]] ()
-    """
-    return jnp.tile(jnp.array(codes.EVERY_OCTAVE, jnp.int32), (leaves, moments, 1)) if has_windows(choice) else ()
+def _first(choice: Any) -> Code | np.dtype | None:
+    """What `mu_dtype` means."""
+    try:
+        dtype = None if choice is None else np.dtype(choice)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype is None or dtype in (jnp.bfloat16, np.float16):
+        return None if dtype is None else _ROUNDED[dtype]
+    if dtype not in (np.float32, np.float64, np.complex64, np.complex128):
+        raise ValueError(f"mu_dtype must be float32, float64, bfloat16 or float16, got {choice}: storage= has int8 moments")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"mu_dtype must be a dtype that JAX is set up for, got {dtype}: enable jax_enable_x64 for it")
+    return np.dtype(jnp.finfo(dtype).dtype)
 
 
-def zeros(keep: Storage | np.dtype | None, leaf: Any, wide: Any) -> jax.Array:
-    """What is kept of a moment of zeros.
-
-    Args:
-        keep: a storage or a dtype, or `None`, see `chosen`.
-        leaf: an array or `ShapeDtypeStruct`, for its shape and sharding.
-        wide: the dtype where none was chosen, and of leaves too small for the storage.
-
-    Returns:
-        An array of the leaf's shape.
-
-    Example:
-        >>> print(zeros(int8_root(smallest=2), jnp.ones(2), jnp.float32))
-        [-128 -128]
-    """
-    if not isinstance(keep, Storage) or not keep.holds(leaf):
-        return jnp.zeros_like(leaf, dtype=keep if isinstance(keep, np.dtype) else wide)
-    values = jnp.zeros_like(leaf, dtype=jnp.float32)
-    window = () if keep.window is None else (jnp.array(codes.EVERY_OCTAVE, jnp.int32),)
-    return keep.encode(values, jnp.zeros_like(leaf, dtype=jnp.uint32), *window).astype(keep.dtype)
-
-
-def recomputed(x: jax.Array, count: ArrayLike) -> jax.Array:
-    """The same x, but so that XLA does not see it.
-
-    Where two results need the same quotient, XLA on CPU computes it once and writes an array of float32 to memory, which
-    costs more than narrow moments save. Of an x that may be another it computes the quotient again.
-
-    Args:
-        x: any shape.
-        count: integer scalar >= 0.
-
-    Returns:
-        x.
-
-    Example:
-        >>> print(recomputed(jnp.array([0.3]), 0))
-        [0.3]
-    """
-    return x * jnp.where(jnp.asarray(count) < 0, 2.0, 1.0).astype(x.dtype)
+def _is_kept_by(storage: Storage, kept: Kept) -> bool:
+    mu, nu = kept.mu.dtype, kept.nus[0].dtype
+    wide = nu if storage.first is not None else mu
+    if not storage.narrow and not (jnp.issubdtype(wide, jnp.inexact) and moments.accumulator_dtype(wide) == wide):
+        return False
+    if jnp.issubdtype(mu, jnp.complexfloating):
+        wide = jnp.promote_types(wide, jnp.complex64)
+    return storage.dtypes(wide) == (mu, nu)
 
 
 def state_bytes(tx: Any, params: Any) -> int:
@@ -449,20 +416,37 @@ def state_bytes(tx: Any, params: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _storage_of(choice: Any, path: str, kept: jax.Array, *, second: bool) -> Storage | None:
-    """The storage of an array, or None for values themselves; an error for an array that the choice does not make."""
-    keep = chosen(choice, path, second=second)
-    if isinstance(keep, Storage) and keep.dtype == kept.dtype:
-        return keep  # of whatever size: this may be a shard
-    small = not isinstance(keep, Storage) or not keep.holds(kept)
-    if small and jnp.issubdtype(kept.dtype, jnp.inexact) and jnp.finfo(kept.dtype).bits >= 32:
-        return None
-    name = "nu_dtype" if second else "mu_dtype"
-    raise ValueError(
-        f"{name} must be as it was at init, got {choice}, but the state keeps {kept.dtype} for the leaf at "
-        f"{path or 'the root'}"
+def _code(dtype: DTypeLike) -> Code:
+    """bfloat16 or float16, rounded without bias."""
+    return Code(
+        np.dtype(dtype),
+        lambda x, bits: rounding.narrowed(rounding.round_to(x, dtype, bits), dtype),
+        rounding.widen,
     )
 
 
-def _widened(kept: jax.Array) -> jax.Array:
-    return kept.astype(jnp.float32)
+_ROUNDED = {np.dtype(dtype): _code(dtype) for dtype in (jnp.bfloat16, jnp.float16)}  # once: storages are compared
+
+
+def first_codes(leaves: int, slots: int) -> Codes:
+    """What a state with narrow leaves keeps besides moments of zero."""
+    return Codes(jnp.zeros([], jnp.float32), jnp.zeros((leaves, slots, 4), jnp.int32))
+
+
+def _quotient(m: jax.Array, s: jax.Array) -> jax.Array:
+    live = s >= jnp.finfo(s.dtype).tiny
+    return jnp.where(live, m / jnp.where(live, s, 1.0), 0.0)
+
+
+def _bytes(nus: Nus) -> list[jax.Array]:
+    """The codes of AMSGrad's second root."""
+    return [nu.astype(jnp.int32) + 128 for nu in nus]
+
+
+def _after(count: jax.Array, extremes: jax.Array) -> jax.Array:
+    """The same count; on CPU known only when the extremes are, so that XLA writes the codes, then read, in place."""
+
+    def hidden(count: jax.Array, extremes: jax.Array) -> jax.Array:
+        return count + jnp.minimum(extremes[0, 0], 0).astype(count.dtype)
+
+    return jax.lax.platform_dependent(count, extremes, cpu=hidden, default=lambda count, _: count)

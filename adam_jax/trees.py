@@ -1,10 +1,13 @@
 """Walking over the leaves of gradients and states together, and saying which leaf is wrong.
 
-A leaf is *trained* when it is inexact (real or complex). Everything else that a tree of params may hold, `None`, integers,
-booleans, PRNG keys, the functions of an Equinox model, has `None` where a state would have an array.
+A leaf of the params is *trained* when it is inexact (real or complex). For everything else that a tree of params may hold,
+integers, booleans, PRNG keys, the functions of an Equinox model, a state has `ABSENT`, a boolean, so that other trees can be
+mapped beside it; where the params have `None`, the state has that. So the state says which leaves are trained.
 """
 
+import functools
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,17 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = [
-    "Unchanged",
-    "is_absent",
-    "is_trained",
-    "label_by_path",
-    "leaves",
-    "map_params",
-    "map_updates",
-    "path_of",
-    "structure",
-]
+__all__ = ["At", "Unchanged", "every", "is_absent", "is_trained", "label_by_path", "map_params", "map_updates", "only", "with_paths"]
+
+ABSENT = np.zeros([], bool)  # what a state has for a leaf that is not trained
 
 
 @jax.tree_util.register_static
@@ -31,10 +26,6 @@ class Unchanged:
     """The update of a leaf that cannot be added to, such as a PRNG key: `key + Unchanged()` is the key.
 
     It is a pytree without leaves, so it crosses `jit` and the other transformations of a chain.
-
-    Example:
-        >>> 3 + Unchanged()
-        3
     """
 
     def __radd__(self, param: Any) -> Any:
@@ -47,97 +38,68 @@ class Unchanged:
         return hash(Unchanged)
 
 
+class At:
+    """Where a leaf stands: its keys, its number among the trained leaves, and its param where that is given."""
+
+    def __init__(self, keys: tuple[Any, ...], number: int = 0, param: Any = None):
+        self.keys, self.number, self.param = keys, number, param
+
+    @functools.cached_property
+    def path(self) -> str:
+        """As text: "['encoder'][0].w", and "" for the root."""
+        return jax.tree_util.keystr(self.keys)
+
+    def __str__(self) -> str:
+        return self.path or "the root"
+
+
 def is_absent(node: Any) -> bool:
-    """Whether a state has nothing for a leaf, or for the part of a tree that `optax.masked` keeps out.
-
-    Args:
-        node: of a state's tree.
-
-    Returns:
-        True for `None` and `optax.MaskedNode`.
-
-    Example:
-        >>> is_absent(None), is_absent(optax.MaskedNode()), is_absent(0)
-        (True, True, False)
-    """
-    return node is None or isinstance(node, optax.MaskedNode)
+    """Whether a state has nothing for a leaf, or for the part of a tree that `optax.masked` keeps out."""
+    return node is None or isinstance(node, optax.MaskedNode) or getattr(node, "dtype", None) == np.bool_
 
 
 def is_trained(leaf: Any) -> bool:
-    """Whether a leaf of the params takes part in training: a number, array or `ShapeDtypeStruct` of inexact dtype.
-
-    Args:
-        leaf: anything.
-
-    Returns:
-        True for real and complex floating-point leaves.
-
-    Example:
-        >>> is_trained(jnp.zeros(2)), is_trained(3), is_trained(None)
-        (True, False, False)
-    """
+    """Whether a leaf of the params takes part in training: a number, array or `ShapeDtypeStruct` of inexact dtype."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is None:
         return isinstance(leaf, (float, complex))
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
-def path_of(keys: Sequence[Any], *, separator: str | None = None) -> str:
-    """The path of a leaf as text, the same whether the leaf is an array or a variable of `flax.nnx` that holds one.
+def with_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[tuple[Any, ...], Any]]:
+    """The leaves of a tree with their keys, the same whether a leaf is an array or a variable of `flax.nnx` that holds one.
 
     `nnx.Optimizer` calls `init` with variables, which are nodes with their array at `.value`, and `update` with arrays.
-
-    Args:
-        keys: of the leaf, from `jax.tree_util`.
-        separator: between plain keys, as in "encoder/0/w"; None for "['encoder'][0]['w']".
-
-    Returns:
-        The path; "" for the root.
-
-    Example:
-        >>> tree = {"a": [1]}
-        >>> [(keys, _)] = jax.tree_util.tree_leaves_with_path(tree)
-        >>> path_of(keys), path_of(keys, separator="/")
-        ("['a'][0]", 'a/0')
     """
-    keys = tuple(keys)
-    if keys[-1:] == (jax.tree_util.GetAttrKey("value"),):
-        keys = keys[:-1]
-    if separator is None:
-        return jax.tree_util.keystr(keys)
-    return jax.tree_util.keystr(keys, simple=True, separator=separator)
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not any(keys[-1:] == _VALUE for keys, _ in flat):
+        return flat
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    variables = {keys for keys, node in nodes if isinstance(node, nnx.Variable)}
+    return [(keys[:-1] if keys[-1:] == _VALUE and keys[:-1] in variables else keys, leaf) for keys, leaf in flat]
 
 
-def leaves(tree: Any) -> list[Any]:
-    """The leaves of a tree, `None` and `Unchanged` among them.
-
-    Args:
-        tree: any tree.
-
-    Returns:
-        As many as `structure(tree)` has.
-
-    Example:
-        >>> leaves({"a": 1, "b": None})
-        [1, None]
-    """
-    return jax.tree.leaves(tree, is_leaf=_is_leaf)
+def every(state: Any, kind: Any, where: str | None, advice: str) -> dict[str, Any]:
+    """The nodes of a kind in a state whose path contains `where`, by path, at least one; `advice` is for a state with none."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, kind))
+    found = {jax.tree_util.keystr(keys): node for keys, node in flat if isinstance(node, kind)}
+    chosen = {path: node for path, node in found.items() if where is None or where in path}
+    name = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    if not found:
+        raise ValueError(f"state must hold a {name}, got none: {advice}")
+    if not chosen:
+        raise ValueError(f"where must be part of the path of a {name} in the state, one of {list(found)}, got {where!r}")
+    return chosen
 
 
-def structure(tree: Any) -> Any:
-    """The structure of a tree in which `None` and `Unchanged` are leaves.
-
-    Args:
-        tree: any tree.
-
-    Returns:
-        A `PyTreeDef`.
-
-    Example:
-        >>> structure({"a": 1, "b": None}) == structure({"a": None, "b": 2})
-        True
-    """
-    return jax.tree.structure(tree, is_leaf=_is_leaf)
+def only(state: Any, kind: Any, where: str | None, advice: str) -> Any:
+    """The one such node."""
+    found = every(state, kind, where, advice)
+    if len(found) > 1:
+        name = type(next(iter(found.values()))).__name__
+        raise ValueError(f"state holds {len(found)} {name}s: choose one with where=, part of one of {list(found)}")
+    return next(iter(found.values()))
 
 
 def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], Any]:
@@ -149,7 +111,9 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
         default: the label of all other leaves.
 
     Returns:
-        A function of a tree, to a tree of labels like it. It raises ValueError if an expression finds no path.
+        A function of a tree, to a tree of labels like it. It may be asked about a tree from which leaves have been pruned, as
+        Optax does. Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two
+        leaves share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`).
 
     Raises:
         ValueError: if an expression is not a valid one.
@@ -168,126 +132,101 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
             raise ValueError(f"labels must be regular expressions, got {expression!r}: {error}") from None
 
     def label(tree: Any) -> Any:
-        with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        paths = [path_of(keys, separator="/") for keys, _ in with_paths]
+        everything = [(jax.tree_util.keystr(keys, simple=True, separator="/"), x) for keys, x in with_paths(tree, is_absent)]
+        paths = [path for path, _ in everything]
+        pruned = any(isinstance(leaf, optax.MaskedNode) for _, leaf in everything)
         for expression in expressions:
-            if not any(expression.search(path) for path in paths):
+            matching = [path for path in paths if expression.search(path)]
+            if not matching and not pruned:
                 raise ValueError(f"labels must find a leaf each, got {expression.pattern!r}, but the paths are {paths}")
-        found = [next((x for e, x in expressions.items() if e.search(path)), default) for path in paths]
-        return jax.tree.unflatten(treedef, found)
+            shared = next((path for path in matching if paths.count(path) > 1), None)
+            if shared:
+                raise ValueError(f"labels must tell leaves apart, got {expression.pattern!r}, but two leaves are at {shared}")
+        there = [path for path, leaf in everything if not (leaf is None or isinstance(leaf, optax.MaskedNode))]
+        found = [next((x for e, x in expressions.items() if e.search(path)), default) for path in there]
+        return jax.tree.unflatten(jax.tree.structure(tree), found)
 
     return label
 
 
-def map_params(function: Callable[[str, Any], Any], params: Any) -> Any:
-    """A tree with `function(path, leaf)` for each trained leaf and `None` for the others.
-
-    Args:
-        function: takes the leaf's path, as text, and the leaf.
-        params: any tree.
-
-    Returns:
-        A tree like `params`.
-
-    Example:
-        >>> map_params(lambda path, leaf: path, {"w": 1.0, "steps": 3})
-        {'steps': None, 'w': "['w']"}
-    """
-    paths, flat, treedef = _flatten(params)
-    mapped = [function(path, leaf) if is_trained(leaf) else None for path, leaf in zip(paths, flat, strict=True)]
-    return jax.tree.unflatten(treedef, mapped)
+def map_params(function: Callable[[At, Any], Any], params: Any) -> Any:
+    """A tree like the params with `function(at, leaf)` for each trained leaf and `ABSENT` for the others."""
+    mapped = [function(At(keys), leaf) if is_trained(leaf) else jnp.asarray(ABSENT) for keys, leaf in with_paths(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), mapped)
 
 
 def map_updates(
-    function: Callable[..., tuple], updates: Any, trees: Sequence[Any], params: Any = None, *, always: bool = False
+    function: Callable[..., tuple], updates: Any, columns: Sequence[Any], params: Any = None, *, always: bool = False
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Map `function(update, *leaves) -> (update, *leaves)` over the trained leaves.
+    """Map `function(at, update, *leaves) -> (update, *leaves)` over the trained leaves of updates and of a state's trees.
 
-    A leaf whose update is `None` stays as it is. A leaf that is not trained gets an update of zeros, in the dtype of its
-    param, so that `optax.apply_updates` leaves it unchanged.
-
-    Args:
-        function: takes the update and one leaf of each tree, as arrays; returns as many.
-        updates: tree of gradients or updates.
-        trees: state trees made by `map_params` of params like `updates`.
-        params: the params, if at hand: they give the dtype of leaves that are not trained.
-        always: call the function where the update is `None`, too.
-
-    Returns:
-        The new updates, and a tuple of the new trees.
-
-    Raises:
-        ValueError: if the trees do not match, naming the path of the first leaf that differs.
-
-    Example:
-        >>> map_updates(lambda g, m: (g + m, g), {"w": 1.0}, [{"w": 2.0}])
-        ({'w': 3.0}, ({'w': 1.0},))
+    Without trees of a state, the leaves are those whose param is trained. A leaf whose update is `None` stays as it is, unless `always`. A leaf that is not trained gets an update of zeros in the
+    dtype of its param, so that `optax.apply_updates` leaves it unchanged. Trees that do not match raise ValueError with the
+    path of the first leaf that differs.
     """
-    paths, flat, treedef = _flatten(updates)
-    columns = [_matching(tree, updates) for tree in trees]
-    flat_params = [None] * len(flat) if params is None else _flatten(params)[1]
-    if len(flat_params) != len(flat):
-        raise ValueError(_difference(updates, params, "params"))
-    rows = []
-    for path, g, p, *row in zip(paths, flat, flat_params, *columns, strict=True):
-        if not is_trained(row[0]):
-            rows.append((_untrained(path, g, p), *row))
-        elif g is None:
-            rows.append(function(g, *row) if always else (None, *row))
+    flat, treedef = with_paths(updates, _is_leaf), jax.tree.structure(updates, is_leaf=_is_leaf)
+    rows = [_matching(tree, updates, treedef, "params given to init") for tree in columns]
+    beside = [None] * len(flat) if params is None else _matching(params, updates, treedef, "params")
+    done, number = [], 0
+    for (keys, g), p, *row in zip(flat, beside, *rows, strict=True):
+        at, there = At(keys, number, p), row[0] if row else p if is_trained(p) else None
+        if is_absent(there):
+            done.append((_untrained(at, g), *row))
+            continue
+        number += 1
+        if g is None and not always:
+            done.append((None, *row))
         else:
-            _check_gradient(path, g, row[0])
-            rows.append(function(g, *row))
-    new_updates, *new_trees = ([row[i] for row in rows] for i in range(1 + len(columns)))
-    return jax.tree.unflatten(treedef, new_updates), tuple(jax.tree.unflatten(treedef, tree) for tree in new_trees)
+            _check_gradient(at, g, there)
+            done.append(function(at, g, *row))
+    new_updates, *new = zip(*done, strict=True) if done else [()] * (1 + len(rows))
+    return jax.tree.unflatten(treedef, new_updates), tuple(jax.tree.unflatten(treedef, column) for column in new)
 
 
-def _flatten(tree: Any) -> tuple[list[str], list[Any], Any]:
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_leaf)
-    return [path_of(keys) for keys, _ in with_paths], [leaf for _, leaf in with_paths], treedef
+_VALUE = (jax.tree_util.GetAttrKey("value"),)
 
 
 def _is_leaf(node: Any) -> bool:
     return node is None or isinstance(node, Unchanged)
 
 
-def _matching(tree: Any, updates: Any) -> list[Any]:
-    _, flat, treedef = _flatten(tree)
-    if treedef != _flatten(updates)[2]:
-        raise ValueError(_difference(updates, tree, "params given to init"))
-    return flat
-
-
-def _difference(updates: Any, tree: Any, name: str) -> str:
-    ours, theirs = _flatten(updates)[0], _flatten(tree)[0]
+def _matching(tree: Any, updates: Any, treedef: Any, name: str) -> list[Any]:
+    leaves, found = jax.tree.flatten(tree, is_leaf=_is_leaf)
+    if found == treedef:
+        return leaves
+    ours, theirs = ([jax.tree_util.keystr(k) for k, _ in with_paths(t, _is_leaf)] for t in (updates, tree))
     for path in ours:
         if path not in theirs:
-            return f"the gradients have a leaf at {path or 'the root'} that the {name} do not have"
+            raise ValueError(f"the gradients have a leaf at {path or 'the root'} that the {name} do not have")
     for path in theirs:
         if path not in ours:
-            return f"the gradients have no leaf at {path or 'the root'}, which the {name} have"
-    return f"the gradients are a {jax.tree.structure(updates)}, but the {name} a {jax.tree.structure(tree)}"
+            raise ValueError(f"the gradients have no leaf at {path or 'the root'}, which the {name} have")
+    raise ValueError(f"the gradients are a {jax.tree.structure(updates)}, but the {name} a {jax.tree.structure(tree)}")
 
 
-def _untrained(path: str, g: Any, p: Any) -> Any:
+def _untrained(at: At, g: Any) -> Any:
     if is_trained(g):
         raise ValueError(
-            f"the gradients have a {jnp.result_type(g)} leaf at {path or 'the root'}, but the params given to init have "
-            "no floating-point leaf there"
+            f"the gradients have a {jnp.result_type(g)} leaf at {at}, but the params given to init have no floating-point "
+            "leaf there"
         )
     if g is None or isinstance(g, Unchanged) or not hasattr(g, "dtype"):
         return g
-    dtype = g.dtype if p is None else jnp.result_type(p) if not hasattr(p, "dtype") else p.dtype
+    dtype = g.dtype if at.param is None else getattr(at.param, "dtype", None) or jnp.result_type(at.param)
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return Unchanged()
     return g if dtype == jax.dtypes.float0 else jnp.zeros(g.shape, dtype)
 
 
-def _check_gradient(path: str, g: Any, moment: Any) -> None:
+def _check_gradient(at: At, g: Any, moment: Any) -> None:
+    if g is None:
+        return
     shape, dtype = np.shape(g), jnp.result_type(g) if not hasattr(g, "dtype") else g.dtype
-    where = f"the gradient at {path or 'the root'}"
     if shape != np.shape(moment):
-        raise ValueError(f"{where} has shape {shape}, but its param had {np.shape(moment)} at init")
+        raise ValueError(f"the gradient at {at} has shape {shape}, but its param had {np.shape(moment)} at init")
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(f"{where} has dtype {dtype}, but its param is floating-point: gradients must be, too")
+        raise ValueError(f"the gradient at {at} has dtype {dtype}, but its param is floating-point: gradients must be, too")
     if jnp.issubdtype(dtype, jnp.complexfloating) != jnp.iscomplexobj(moment):
-        raise ValueError(f"{where} has dtype {dtype}, but its first moment is {moment.dtype}: both or neither are complex")
+        raise ValueError(
+            f"the gradient at {at} has dtype {dtype}, but its first moment is {moment.dtype}: both or neither are complex"
+        )

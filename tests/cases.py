@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 import adam_jax
-from adam_jax import storage
+from adam_jax import norms, storage
 
 
 class Case(NamedTuple):
@@ -24,7 +24,7 @@ class Case(NamedTuple):
         return self.factory(**{**self.numbers, **numbers}, **self.choices)
 
 
-EIGHT_BITS = {"mu_dtype": storage.int8_ratio(smallest=0), "nu_dtype": storage.int8_root(smallest=0)}
+EIGHT_BITS = {"storage": storage.int8(smallest=0)}
 
 
 def _case(factory: Callable[..., Any], numbers: str, **choices: Any) -> Case:
@@ -35,17 +35,20 @@ def _case(factory: Callable[..., Any], numbers: str, **choices: Any) -> Case:
 
 CASES: dict[str, Case] = {
     "scale_by_adam": _case(adam_jax.scale_by_adam, "b1 b2 eps eps_root"),
-    "scale_by_adam, root": _case(adam_jax.scale_by_adam, "b1 b2 eps eps_root", root=True),
+    "scale_by_adam, root": _case(adam_jax.scale_by_adam, "b1 b2 eps eps_root", storage="root"),
     "scale_by_adam, raw": _case(adam_jax.scale_by_adam, "b1 b2 eps", bias_correction=False),
     "scale_by_adam, eps_hat, nesterov": _case(adam_jax.scale_by_adam, "b1 b2 eps", eps_hat=True, nesterov=True),
-    "scale_by_adam, narrow moments": _case(adam_jax.scale_by_adam, "b1 b2 eps", mu_dtype="float16", nu_dtype="bfloat16"),
+    "scale_by_adam, bfloat16": _case(adam_jax.scale_by_adam, "b1 b2 eps", storage="bfloat16"),
+    "scale_by_adam, bfloat16 first moments": _case(adam_jax.scale_by_adam, "b1 b2 eps", mu_dtype="bfloat16"),
     "scale_by_adam, int8": _case(adam_jax.scale_by_adam, "b1 b2 eps", **EIGHT_BITS),
     "scale_by_adamax": _case(adam_jax.scale_by_adamax, "b1 b2 eps"),
     "scale_by_lp": _case(adam_jax.scale_by_lp, "p b1 b2 eps"),
+    "scale_by_norm": _case(adam_jax.scale_by_norm, "b1 b2 eps", norm=norms.Largest(norms.Infinity())),
+    "scale_by_lp, int8": _case(adam_jax.scale_by_lp, "p b1 b2 eps", **EIGHT_BITS),
     "scale_by_adamax, int8": _case(adam_jax.scale_by_adamax, "b1 b2 eps", **EIGHT_BITS),
     "scale_by_amsgrad, int8, nesterov": _case(adam_jax.scale_by_amsgrad, "b1 b2 eps", nesterov=True, **EIGHT_BITS),
     "scale_by_amsgrad": _case(adam_jax.scale_by_amsgrad, "b1 b2 eps eps_root"),
-    "scale_by_amsgrad, corrected, root": _case(adam_jax.scale_by_amsgrad, "b1 b2 eps", max_of="corrected", root=True),
+    "scale_by_amsgrad, corrected, root": _case(adam_jax.scale_by_amsgrad, "b1 b2 eps", max_of="corrected", storage="root"),
     "scale_by_bias_correction": _case(adam_jax.scale_by_bias_correction, "b1 b2"),
     "scale_by_learning_rate": _case(adam_jax.scale_by_learning_rate, "learning_rate"),
     "add_decayed_weights": _case(adam_jax.add_decayed_weights, "weight_decay"),

@@ -69,11 +69,26 @@ def test_masked_leaves_are_the_params_own(mask):
     assert average["rest"]["b"] == 1.0
 
 
-def test_a_state_without_an_average_or_with_two_is_an_error():
+def test_a_state_without_an_average_is_an_error_and_of_two_one_is_chosen():
     params = jnp.ones(1)
-    two = optax.chain(adam_jax.average_params(), adam_jax.average_params())
-    for tx, count in ((adam_jax.adam(), 0), (two, 2)):
-        with pytest.raises(ValueError, match=f"exactly one AverageParamsState, got {count}"):
-            adam_jax.averaged_params(tx.init(params), params)
+    two = optax.named_chain(("slow", adam_jax.average_params()), ("fast", adam_jax.average_params(0.5)))
+    with pytest.raises(ValueError, match="must hold a AverageParamsState, got none: add average_params to the chain"):
+        adam_jax.averaged_params(adam_jax.adam().init(params), params)
+    state = two.init(params)
+    with pytest.raises(ValueError, match=r"holds 2 AverageParamsStates: choose one with where=, part of one of .*fast"):
+        adam_jax.averaged_params(state, params)
     with pytest.raises(ValueError, match="averaging needs the params"):
-        two.update(params, two.init(params))
+        two.update(params, state)
+    for step in (1.0, 2.0):
+        _, state = two.update(jnp.full(1, step), state, params)
+    np.testing.assert_allclose(adam_jax.averaged_params(state, params, where="fast"), 8 / 3, rtol=1e-6)  # (2 + 3 b) / (1 + b)
+    np.testing.assert_allclose(adam_jax.averaged_params(state, params, where="slow"), 2.5, rtol=1e-3)
+
+
+def test_a_count_of_zero_starts_the_average_anew():
+    params, tx = jnp.ones(1), adam_jax.average_params(0.9)
+    _, state = tx.update(jnp.full(1, 7.0), tx.init(params), params)
+    state = optax.tree_utils.tree_set(state, count=0)
+    np.testing.assert_array_equal(adam_jax.averaged_params(state, params), params)
+    _, state = tx.update(jnp.full(1, 2.0), state, params)
+    np.testing.assert_array_equal(adam_jax.averaged_params(state, params), 3.0)

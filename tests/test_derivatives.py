@@ -14,7 +14,7 @@ import adam_jax
 HYPER = {"learning_rate": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-3}
 FACTORIES = {
     "adam": adam_jax.adam,
-    "adam, root": functools.partial(adam_jax.adam, root=True),
+    "adam, root": functools.partial(adam_jax.adam, storage="root"),
     "adamw, nesterov": functools.partial(adam_jax.adamw, nesterov=True, weight_decay=0.1),
     "adamax": adam_jax.adamax,
     "amsgrad": adam_jax.amsgrad,

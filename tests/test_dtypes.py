@@ -83,7 +83,7 @@ def test_one_huge_gradient_does_no_lasting_harm():
     gradients = np.ones((3000, 1), np.float32)
     gradients[10] = 1e20
     for root in (False, True):
-        updates, state = _play(adam_jax.scale_by_adam(root=root), jnp.asarray(gradients))
+        updates, state = _play(adam_jax.scale_by_adam(storage="root" if root else None), jnp.asarray(gradients))
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
         if root:
             exact = reference.adam(gradients)
@@ -100,13 +100,13 @@ def test_the_largest_numbers_of_either_sign_leave_every_state_finite():
 
 def test_constant_gradients_of_any_size_give_unit_steps_in_the_root_form():
     g = np.geomspace(1e-36, 1e37, 200).astype(np.float32)
-    updates, _ = _play(adam_jax.scale_by_adam(eps=0.0, root=True), jnp.asarray(np.tile(g, (50, 1))))
+    updates, _ = _play(adam_jax.scale_by_adam(eps=0.0, storage="root"), jnp.asarray(np.tile(g, (50, 1))))
     np.testing.assert_allclose(updates, 1.0, atol=8 * 2**-24)
 
 
 def test_a_nan_or_an_infinity_shows():
     for root in (False, True):
-        updates, _ = _play(adam_jax.scale_by_adam(root=root), jnp.array([[1.0, 1.0, 1.0], [jnp.nan, jnp.inf, -jnp.inf]]))
+        updates, _ = _play(adam_jax.scale_by_adam(storage="root" if root else None), jnp.array([[1.0, 1.0, 1.0], [jnp.nan, jnp.inf, -jnp.inf]]))
         assert jnp.isnan(updates[1]).all()
 
 
@@ -114,7 +114,7 @@ def test_complex_leaves_have_real_second_moments_of_the_absolute_value():
     rng = np.random.default_rng(0)
     g = (rng.normal(size=(100, 5)) + 1j * rng.normal(size=(100, 5))).astype(np.complex64)
     for root in (False, True):
-        updates, state = _play(adam_jax.scale_by_adam(root=root), jnp.asarray(g))
+        updates, state = _play(adam_jax.scale_by_adam(storage="root" if root else None), jnp.asarray(g))
         np.testing.assert_allclose(updates, reference.adam(g).astype(complex), atol=2e-6)
         assert state.mu.dtype == jnp.complex64
         assert state.nu.dtype == jnp.float32

@@ -46,7 +46,7 @@ ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 @functools.partial(jax.jit, static_argnames="nesterov")
 def _play_root(gradients, b1, b2, eps, *, nesterov):
-    tx = adam_jax.scale_by_adam(b1, b2, eps, nesterov=nesterov, root=True)
+    tx = adam_jax.scale_by_adam(b1, b2, eps, nesterov=nesterov, storage="root")
     return jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(gradients[0]), gradients)[::-1]
 
 

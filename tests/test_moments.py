@@ -14,30 +14,6 @@ def test_a_constant_is_a_fixed_point_of_every_average_at_every_rate():
         assert moments.average(value, value, rate) == value
 
 
-@pytest.mark.parametrize("decay", [0.9, 0.999, 1 - 1e-5, 1 - 1e-7])
-def test_complement_keeps_the_digits_that_float32_would_lose(decay: float):
-    assert moments.complement(decay) == 1 - decay
-    traced = jax.jit(moments.complement)(jnp.float32(decay))
-    assert traced == 1 - float(np.float32(decay))  # exact for the float32 that arrived
-
-
-def test_the_first_corrected_rate_is_exactly_one():
-    for rate in np.geomspace(1e-7, 1, 40).astype(np.float32):
-        weight = moments.average(jnp.float32(0), 1.0, rate)
-        assert moments.corrected_rate(rate, weight) == 1
-
-
-def test_the_corrected_average_is_the_raw_one_over_its_weight():
-    values = np.random.default_rng(0).normal(size=50)
-    raw = weight = 0.0
-    mean, running = jnp.float32(0), jnp.float32(0)
-    for value in values:
-        raw, weight = 0.9 * raw + 0.1 * value, 0.9 * weight + 0.1
-        running = moments.average(running, 1.0, 0.1)
-        mean = moments.average(mean, jnp.float32(value), moments.corrected_rate(0.1, running))
-        np.testing.assert_allclose(mean, raw / weight, atol=3e-7)  # a few ulp of values of order one
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
 def test_saturation_keeps_squares_and_differences_finite_and_shows_what_is_not(dtype):
     largest = jnp.finfo(dtype).max

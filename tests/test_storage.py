@@ -15,10 +15,10 @@ import adam_jax
 from adam_jax import codes, rounding, storage
 
 N = 4096
-BFLOAT16: dict[str, Any] = {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
-INT8: dict[str, Any] = {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}
-EVERYWHERE: dict[str, Any] = {"mu_dtype": storage.int8_ratio(smallest=0), "nu_dtype": storage.int8_root(smallest=0)}
-BOTH = pytest.mark.parametrize("dtypes", [BFLOAT16, INT8], ids=["bfloat16", "int8"])
+BFLOAT16: dict[str, Any] = {"storage": "bfloat16"}
+INT8: dict[str, Any] = {"storage": "int8"}
+EVERYWHERE: dict[str, Any] = {"storage": storage.int8(smallest=0)}
+BOTH = pytest.mark.parametrize("how", [BFLOAT16, INT8], ids=["bfloat16", "int8"])
 BOUND = 0.1 / np.sqrt(0.001 * (1 - 0.81 / 0.999))  # 7.27, by Cauchy-Schwarz
 
 
@@ -27,10 +27,10 @@ def _noise(t: jax.Array) -> jax.Array:
 
 
 def _beside_float32(
-    make: Callable[..., Any], dtypes: dict[str, Any], gradient: Callable[[jax.Array], jax.Array], steps: int
+    make: Callable[..., Any], how: dict[str, Any], gradient: Callable[[jax.Array], jax.Array], steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """NMSE and relative rms of the updates of each step, against those of float32 moments."""
-    narrow, wide = make(eps=0.0, **dtypes), make(eps=0.0)
+    narrow, wide = make(eps=0.0, **how), make(eps=0.0)
 
     def step(states: Any, t: jax.Array) -> tuple[Any, Any]:
         g = gradient(t)
@@ -57,23 +57,35 @@ def _train(tx: Any, gradients: jax.Array) -> tuple[jax.Array, Any]:
 # the codes
 
 
-def test_every_eight_bit_ratio_is_encoded_as_itself():
-    code = jnp.arange(-127, 128, dtype=jnp.int8)
-    ratio = codes.decode_ratio(code)
-    assert float(ratio[-1]) > BOUND
-    assert (np.diff(ratio) > 0).all()
-    for bits in (0, 0xF0000000):
-        np.testing.assert_array_equal(codes.encode_ratio(ratio, jnp.full(255, bits, jnp.uint32)), code)
+def test_every_ratio_is_encoded_as_itself():
+    code = jnp.arange(128)
+    for bound, reach in ((BOUND, 7.4), (31.6, 31.6), (400.0, 400.0)):
+        ratios = codes.ratios(bound)
+        ratio = codes.decode_ratio(code, ratios)
+        assert float(ratio[-1]) > reach
+        assert (np.diff(ratio) > 0).all()
+        for bits in (0, 0xF0000000):
+            np.testing.assert_array_equal(codes.encode_ratio(ratio, jnp.full(128, bits, jnp.uint32), ratios), code)
 
 
 @pytest.mark.parametrize("window", [(0, 0), (110, 3), (120, 4), (125, 5)])
-def test_every_eight_bit_root_is_encoded_as_itself(window):
-    code = jnp.arange(-126, 127, dtype=jnp.int8)
+def test_every_root_is_encoded_as_itself(window):
+    code = jnp.arange(2, 255)
     w = jnp.array(window)
     for bits in (0, 0xFFFFFFFF):
-        np.testing.assert_array_equal(
-            codes.encode_root(codes.decode_root(code, w), jnp.full(253, bits, jnp.uint32), w), code
-        )
+        np.testing.assert_array_equal(codes.encode_root(codes.decode_root(code, w), jnp.full(253, bits, jnp.uint32), w), code)
+
+
+def test_one_number_holds_both_codes_and_nan():
+    root, ratio = (x.ravel() for x in jnp.meshgrid(jnp.arange(255), jnp.arange(128)))
+    for sign in (1.0, -1.0):
+        packed = codes.pack(root, ratio, jnp.full(root.shape, sign))
+        assert jnp.isfinite(packed).all()
+        there = root > 0  # of a root of zero nothing is kept
+        for got, expected in zip(codes.unpack(packed), (root, ratio * there, jnp.where(there, sign, 1.0)), strict=True):
+            np.testing.assert_array_equal(got, expected)
+    assert jnp.isnan(codes.pack(jnp.array([3]), jnp.array([5]), jnp.array([jnp.nan]))).all()
+    assert np.isnan(codes.unpack(jnp.array([jnp.nan], jnp.bfloat16))[2]).all()
 
 
 def test_rounding_to_eight_bits_is_right_on_average():
@@ -81,7 +93,7 @@ def test_rounding_to_eight_bits_is_right_on_average():
     for x in (0.0123, 0.9, 1.337, 5.1):
         ratio = codes.decode_ratio(codes.encode_ratio(jnp.full(1 << 12, -x), bits))
         # exact within a cell but where the cell spans two octaves of float32: there off by at most 1/100 of the cell
-        assert float(ratio.mean()) == pytest.approx(-x, abs=0.02 * float(jnp.ptp(ratio)) + 1e-5)
+        assert float(ratio.mean()) == pytest.approx(x, abs=0.02 * float(jnp.ptp(ratio)) + 1e-5)
         root = codes.decode_root(codes.encode_root(jnp.full(1 << 12, x), bits, jnp.array([115, 3])), jnp.array([115, 3]))
         assert float(root.mean()) == pytest.approx(x, rel=1e-4)  # 4096 evenly spread fractions
 
@@ -93,7 +105,8 @@ def test_a_root_never_becomes_zero_unless_it_is():
             w = jnp.array(window)
             code = codes.encode_root(s, jnp.full(s.shape, bits, jnp.uint32), w)
             decoded = codes.decode_root(code, w)
-            assert (np.asarray(decoded) > 0).all()
+            assert (np.asarray(decoded) > 0).all() or window == (0, 0)  # which begins at the lowest float32
+            assert (np.asarray(code) > 0).all()
             assert np.isfinite(decoded).all()
     assert float(codes.decode_root(codes.encode_root(jnp.zeros(1), jnp.zeros(1, jnp.uint32), w), w)[0]) == 0
 
@@ -105,19 +118,19 @@ def test_a_root_never_becomes_zero_unless_it_is():
 @pytest.mark.parametrize("factor", [100.0, 0.01])
 @pytest.mark.parametrize("whom", ["all", "half"])
 @pytest.mark.parametrize("at", [3, 1000])
-def test_updates_follow_a_change_of_scale(dtypes, factor, whom, at):
+def test_updates_follow_a_change_of_scale(how, factor, whom, at):
     changed = jnp.ones(N, bool) if whom == "all" else jnp.arange(N) % 2 == 0
     _, rms = _beside_float32(
-        adam_jax.scale_by_adam, dtypes, lambda t: _noise(t) * jnp.where(changed & (t >= at), factor, 1.0), 2500
+        adam_jax.scale_by_adam, how, lambda t: _noise(t) * jnp.where(changed & (t >= at), factor, 1.0), 2500
     )
     # the limits set for this library; measured: 14 % and 1.4 % at worst. Block codes to nearest are off 12 times.
-    assert np.abs(rms - 1).max() < (0.2 if dtypes is INT8 else 0.03)
+    assert np.abs(rms - 1).max() < (0.2 if how is INT8 else 0.03)
 
 
 @BOTH
-def test_half_of_a_leaf_that_shrinks_is_followed_below_the_window_of_the_other_half(dtypes):
+def test_half_of_a_leaf_that_shrinks_is_followed_below_the_window_of_the_other_half(how):
     shrinking = jnp.arange(N) % 2 == 0
-    narrow: Any = adam_jax.scale_by_adam(eps=0.0, **dtypes)
+    narrow: Any = adam_jax.scale_by_adam(eps=0.0, **how)
     wide: Any = adam_jax.scale_by_adam(eps=0.0)
 
     def step(states: Any, t: jax.Array) -> tuple[Any, jax.Array]:
@@ -128,15 +141,15 @@ def test_half_of_a_leaf_that_shrinks_is_followed_below_the_window_of_the_other_h
 
     start = narrow.init(jnp.zeros(N)), wide.init(jnp.zeros(N))
     ratio = np.asarray(jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(7000))[1])(start))
-    assert np.abs(ratio - 1).max() < (0.2 if dtypes is INT8 else 0.03)  # measured 0.12 and 0.02
+    assert np.abs(ratio - 1).max() < (0.2 if how is INT8 else 0.03)  # measured 0.12 and 0.02
 
 
 @pytest.mark.parametrize("name", ["adamax", "amsgrad"])
 @BOTH
-def test_the_whole_family_follows(name, dtypes):
+def test_the_whole_family_follows(name, how):
     make = getattr(adam_jax, f"scale_by_{name}")
-    nmse, rms = _beside_float32(make, dtypes, lambda t: _noise(t) * jnp.where(t >= 700, 100.0, 1.0), 1500)
-    assert np.abs(rms - 1).max() < (0.2 if dtypes is INT8 else 0.03)
+    nmse, rms = _beside_float32(make, how, lambda t: _noise(t) * jnp.where(t >= 700, 100.0, 1.0), 1500)
+    assert np.abs(rms - 1).max() < (0.2 if how is INT8 else 0.03)
     assert nmse[-300:].mean() < 1e-2
 
 
@@ -160,13 +173,13 @@ def test_gradients_of_any_scale_give_the_same_updates_bit_for_bit(make, power):
 # they are safe
 
 
-@pytest.mark.parametrize("dtypes", [BFLOAT16, EVERYWHERE], ids=["bfloat16", "int8"])
-def test_no_history_makes_a_step_larger_than_cauchy_schwarz_allows(dtypes):
+@pytest.mark.parametrize("how", [BFLOAT16, EVERYWHERE], ids=["bfloat16", "int8"])
+def test_no_history_makes_a_step_larger_than_cauchy_schwarz_allows(how):
     t, key, n = jnp.arange(1300.0)[:, None], jax.random.key(1), 64
     growing = jnp.broadcast_to(jnp.exp(np.log(0.999 / 0.9) * t - 69), (1300, n))  # the worst case of float32 moments
     jumps = jnp.exp(20 * jax.random.normal(key, (300, n)))  # gradients over 50 decades
     spikes = jnp.where(jax.random.uniform(key, (300, n)) < 0.05, 1e6, 1e-6) * jnp.sign(jax.random.normal(key, (300, n)))
-    tx = adam_jax.scale_by_adam(eps=0.0, **dtypes)
+    tx = adam_jax.scale_by_adam(eps=0.0, **how)
     for gradients in (growing, jumps, spikes):
         updates, _ = _train(tx, jnp.clip(gradients, -1e30, 1e30))
         assert float(jnp.abs(updates).max()) <= BOUND * (1 + 1e-5)  # float32
@@ -174,7 +187,7 @@ def test_no_history_makes_a_step_larger_than_cauchy_schwarz_allows(dtypes):
     assert float(jnp.abs(_train(tx, growing)[0]).max()) > 5.5
 
 
-@pytest.mark.parametrize("dtypes", [BFLOAT16, EVERYWHERE], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize("how", [BFLOAT16, EVERYWHERE], ids=["bfloat16", "int8"])
 @pytest.mark.parametrize(
     ("make", "bound"),
     # of the look-ahead b1 m + (1 - b1) g: b1 times the first moment's bound, and the last gradient's part
@@ -183,11 +196,11 @@ def test_no_history_makes_a_step_larger_than_cauchy_schwarz_allows(dtypes):
         (adam_jax.scale_by_adamax, 0.9 * 0.1 / (1 - 0.9 / 0.999) + 0.1),
     ],
 )
-def test_no_history_makes_a_step_with_look_ahead_larger_than_its_bound(make, bound, dtypes):
+def test_no_history_makes_a_step_with_look_ahead_larger_than_its_bound(make, bound, how):
     jumps = jnp.exp(20 * jax.random.normal(jax.random.key(5), (300, 64)))
     spike = jnp.where(jnp.arange(200)[:, None] == 150, 1e9, jnp.full((200, 64), 1e-3))  # far above the window of int8 codes
     for gradients in (jumps, spike):
-        updates, _ = _train(make(eps=0.0, nesterov=True, **dtypes), jnp.clip(gradients, 0, 1e30))
+        updates, _ = _train(make(eps=0.0, nesterov=True, **how), jnp.clip(gradients, 0, 1e30))
         # at the first steps b1 w_t / w_{t+1} is less than b1, and (1 - b1) / w_t more than 1 - b1
         assert float(jnp.abs(updates[100:]).max()) <= bound * (1 + 1e-3)
 
@@ -196,16 +209,18 @@ def test_no_history_makes_a_step_with_look_ahead_larger_than_its_bound(make, bou
     "make", [adam_jax.scale_by_adam, adam_jax.scale_by_adamax, lambda **kw: adam_jax.scale_by_lp(3.0, **kw)]
 )
 def test_look_ahead_without_momentum_is_the_gradient(make):
-    updates, _ = _train(make(b1=0.0, nesterov=True, nu_dtype=jnp.bfloat16), jnp.ones((3, 8)))
+    updates, _ = _train(make(b1=0.0, nesterov=True, storage="bfloat16"), jnp.ones((3, 8)))
     np.testing.assert_allclose(updates, 1.0, rtol=2**-7)  # bfloat16
 
 
 def test_no_code_at_all_makes_a_step_larger_than_cauchy_schwarz_allows():
     tx = adam_jax.scale_by_adam(eps=0.0, **INT8)
-    state, keys = tx.init(jnp.zeros(N)), jax.random.split(jax.random.key(2), 2)
+    state, keys = tx.init(jnp.zeros(N)), jax.random.split(jax.random.key(2), 3)
+    root, ratio = (jax.random.randint(key, (N,), 0, top) for key, top in zip(keys[:2], (255, 128), strict=True))
     anything = state._replace(
-        mu=jax.random.randint(keys[0], (N,), -127, 128, jnp.int8), nu=jax.random.randint(keys[1], (N,), -128, 128, jnp.int8),
-        mu_weight=jnp.float32(0.5), nu_weight=jnp.float32(0.01), count=jnp.int32(10), nu_window=jnp.array([[[100, 3]]]),
+        mu=codes.pack(root, ratio, jax.random.normal(keys[2], (N,))), count=jnp.int32(10),
+        mu_weight=jnp.float32(0.5), nu_weight=jnp.float32(0.01),
+        codes=state.codes._replace(windows=jnp.array([[[100, 3, 100, 3]]])),
     )  # fmt: skip
     for scale in (0.0, 1e-20, 1.0, 1e20):
         updates, _ = jax.jit(tx.update)(scale * _noise(jnp.int32(0)), anything)
@@ -213,23 +228,23 @@ def test_no_code_at_all_makes_a_step_larger_than_cauchy_schwarz_allows():
 
 
 @BOTH
-def test_zero_gradients_give_zero_updates(dtypes):
+def test_zero_gradients_give_zero_updates(how):
     gradients = jnp.stack([_noise(t) for t in range(20)]) * (jnp.arange(N) % 3 > 0)
-    updates, _ = _train(adam_jax.scale_by_adam(**dtypes), gradients)
+    updates, _ = _train(adam_jax.scale_by_adam(**how), gradients)
     np.testing.assert_array_equal(updates[:, ::3], 0)
     assert float(jnp.abs(updates[:, 1::3]).min(0).max()) > 0.1  # the others did move
 
 
 @BOTH
-def test_a_gradient_that_is_not_finite_shows_and_can_be_skipped(dtypes):
+def test_a_gradient_that_is_not_finite_shows_and_can_be_skipped(how):
     gradients = jnp.stack([_noise(t) for t in range(5)])
     broken = gradients.at[2, 7].set(jnp.nan)
-    updates, _ = _train(adam_jax.scale_by_adam(**dtypes), broken)
+    updates, _ = _train(adam_jax.scale_by_adam(**how), broken)
     assert np.isnan(updates[2:, 7]).all()  # as float32 moments do
     assert np.isfinite(np.delete(np.asarray(updates), 7, 1)).all()
-    _, without = _train(adam_jax.scale_by_adam(**dtypes), jnp.delete(gradients, 2, 0))
+    _, without = _train(adam_jax.scale_by_adam(**how), jnp.delete(gradients, 2, 0))
     for skipping in (adam_jax.skip_nonfinite, lambda tx: optax.apply_if_finite(tx, 10)):
-        _, state = _train(skipping(adam_jax.scale_by_adam(**dtypes)), broken)
+        _, state = _train(skipping(adam_jax.scale_by_adam(**how)), broken)
         jax.tree.map(np.testing.assert_array_equal, state.inner_state, without)
 
 
@@ -238,10 +253,10 @@ def test_a_gradient_that_is_not_finite_shows_and_can_be_skipped(dtypes):
 
 @BOTH
 @pytest.mark.parametrize("spec", [PartitionSpec("x"), PartitionSpec(None, ("x", "y")), PartitionSpec("y", "x")])
-def test_the_bits_do_not_depend_on_the_sharding(dtypes, spec):
+def test_the_bits_do_not_depend_on_the_sharding(how, spec):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, spec)
-    tx = adam_jax.adam(0.1, **dtypes)
+    tx = adam_jax.adam(0.1, **how)
 
     @jax.jit
     def train(params: jax.Array, gradients: jax.Array) -> tuple[jax.Array, Any]:
@@ -260,9 +275,9 @@ def test_the_bits_do_not_depend_on_the_sharding(dtypes, spec):
 
 
 @BOTH
-def test_shards_of_shard_map_share_a_window(dtypes):
+def test_shards_of_shard_map_share_a_window(how):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    tx = adam_jax.scale_by_adam(**dtypes)
+    tx = adam_jax.scale_by_adam(**how)
     gradients = jnp.repeat(10.0 ** -jnp.arange(8), 8)[:, None] * jnp.ones((64, 128))  # each shard has its own magnitude
     state = tx.init(gradients)
     of_state = jax.tree.map(lambda leaf: PartitionSpec("x") if leaf.ndim == 2 else PartitionSpec(), state)
@@ -277,33 +292,36 @@ def test_shards_of_shard_map_share_a_window(dtypes):
         expected, here = jax.jit(tx.update)(-gradients, here)
     # both read the same codes; their draws differ, because a shard counts its own elements
     np.testing.assert_allclose(updates.mean(1), expected.mean(1), atol=0.03)
-    np.testing.assert_array_equal(there.nu_window, here.nu_window)
+    np.testing.assert_array_equal(there.codes.windows, here.codes.windows)
 
 
-CHOICES = [{}, {"mu_dtype": jnp.bfloat16}, {"nu_dtype": jnp.bfloat16}, {"mu_dtype": jnp.int8}, {"nu_dtype": jnp.int8}]
+CHOICES = [{}, {"mu_dtype": jnp.bfloat16}, {"storage": "root"}, {"storage": "bfloat16"}, {"storage": "int8"}]
 
 
 @pytest.mark.parametrize("after", CHOICES, ids=str)
 @pytest.mark.parametrize("before", CHOICES, ids=str)
-def test_a_state_kept_otherwise_is_refused(before, after):
+@pytest.mark.parametrize("size", [2, 8192])
+def test_a_state_kept_otherwise_is_refused(before, after, size):
     """Codes read as numbers, or roots as squares, would be steps of any size."""
-    params = jnp.ones(8192)
+    params = {"w": jnp.ones(size)}
     state = adam_jax.scale_by_adam(**before).init(params)
     update = jax.jit(adam_jax.scale_by_adam(**after).update)
     if before == after:
         update(params, state)
         return
-    with pytest.raises(ValueError, match="_dtype must be as it was at init, got"):
+    with pytest.raises(ValueError, match=r"(storage|mu_dtype) must be as it was at init.*\['w'\]"):
         update(params, state)
 
 
-def test_windows_tell_when_small_leaves_were_kept_otherwise():
+def test_the_state_of_another_transformation_is_refused():
     params = jnp.ones(2)
-    state = adam_jax.scale_by_adam().init(params)
-    with pytest.raises(
-        ValueError, match=r"nu_dtype must be as it was at init, got .*int8.*, but the state keeps no windows"
-    ):
-        adam_jax.scale_by_adam(nu_dtype=jnp.int8).update(params, state)
+    tx = adam_jax.scale_by_adam()
+    with pytest.raises(TypeError, match="must be a ScaleByAdamState.* got ScaleByAdamState: adam_jax.interop.from_optax"):
+        tx.update(params, optax.scale_by_adam().init(params))
+    with pytest.raises(TypeError, match="got ScaleByAmsgradState"):
+        tx.update(params, adam_jax.scale_by_amsgrad().init(params))
+    with pytest.raises(ValueError, match="must be as it was at init: the state keeps Maxima"):
+        tx.update(params, adam_jax.scale_by_adamax().init(params))
 
 
 def test_variables_of_flax_nnx_have_the_paths_of_their_arrays():
@@ -313,9 +331,9 @@ def test_variables_of_flax_nnx_have_the_paths_of_their_arrays():
 
     def choose(path: str) -> Any:
         paths.add(path)
-        return jnp.int8 if path == "['kernel']" else None
+        return "int8" if path == "['kernel']" else None
 
-    optimizer = nnx.Optimizer(model, adam_jax.adam(1e-2, nu_dtype=choose), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, adam_jax.adam(1e-2, storage=choose), wrt=nnx.Param)
     losses = []
     for _ in range(20):
         loss, gradients = nnx.value_and_grad(lambda model: (model(jnp.ones((2, 64))) ** 2).mean())(model)
@@ -328,9 +346,9 @@ def test_variables_of_flax_nnx_have_the_paths_of_their_arrays():
 
 
 @BOTH
-def test_a_restored_run_goes_on_as_if_never_stopped(dtypes, tmp_path):
+def test_a_restored_run_goes_on_as_if_never_stopped(how, tmp_path):
     checkpoint = pytest.importorskip("orbax.checkpoint", reason='pip install "adam_jax[test]"')
-    tx = adam_jax.adamw(0.1, **dtypes)
+    tx = adam_jax.adamw(0.1, **how)
 
     @jax.jit
     def train(params: Any, state: Any, gradients: jax.Array) -> Any:
@@ -356,7 +374,7 @@ def test_a_restored_run_goes_on_as_if_never_stopped(dtypes, tmp_path):
             half,
         )
         on_eight = keeper.restore(tmp_path / "half", onto)
-    assert len(on_eight[1][0].nu["w"].sharding.device_set) == 8
+    assert len(on_eight[1][0].mu["w"].sharding.device_set) == 8
     for restored in (on_one, on_eight):
         jax.tree.map(np.testing.assert_array_equal, restored, half)
         jax.tree.map(np.testing.assert_array_equal, train(*restored, gradients[6:]), whole)
@@ -371,7 +389,7 @@ def test_draws_are_the_same_bits_jitted_or_not():
 
 
 @BOTH
-def test_compiling_moves_one_code_in_a_thousand_at_most(dtypes):
+def test_compiling_moves_one_code_in_a_thousand_at_most(how):
     # not none: compiled, a product and a sum become one rounding (FMA), so float32 moments differ in most of their last
     # bits; a code differs where a draw falls between the two. Unbiased rounding forgets it again.
     params = jnp.ones(1 << 16)
@@ -385,7 +403,7 @@ def test_compiling_moves_one_code_in_a_thousand_at_most(dtypes):
         return [float((getattr(compiled, m) != getattr(eager, m)).mean()) for m in ("mu", "nu")]
 
     assert (
-        max(apart(adam_jax.scale_by_adam(**dtypes), 12)) <= 1e-3
+        max(apart(adam_jax.scale_by_adam(**how), 12)) <= 1e-3
     )  # measured, over 40 steps: 1.2e-4 for bfloat16, 1.1e-5 for int8
     assert max(apart(adam_jax.scale_by_adam(), 5)) > 0.1
 
@@ -400,7 +418,7 @@ def test_leaves_and_seeds_round_differently_and_neighbours_do_not_matter():
         _, alone = tx.update({"a": gradients["a"]}, alone)
     assert not np.array_equal(state.mu["a"], state.mu["b"])
     np.testing.assert_array_equal(state.mu["a"], alone.mu["a"])
-    other = adam_jax.scale_by_adam(mu_dtype=storage.bfloat16(seed=1))
+    other = adam_jax.scale_by_adam(storage=storage.bfloat16(seed=1))
     assert not np.array_equal(
         _train(tx, g[None] * jnp.ones((4, 1)))[1].mu, _train(other, g[None] * 0.7 ** jnp.ones((4, 1)))[1].mu
     )
@@ -411,8 +429,8 @@ def test_leaves_and_seeds_round_differently_and_neighbours_do_not_matter():
 
 def test_state_bytes_are_counted_without_allocating():
     big = {"w": jax.ShapeDtypeStruct((1 << 20, 1 << 16), jnp.float32)}  # 2^36 numbers: more than this machine holds
-    for dtypes, limit in ((BFLOAT16, 4.1), (INT8, 2.1), ({}, 8.1)):
-        per_param = storage.state_bytes(adam_jax.adam(**dtypes), big) / 2**36
+    for how, limit in ((BFLOAT16, 4.1), (INT8, 2.1), ({}, 8.1)):
+        per_param = storage.state_bytes(adam_jax.adam(**how), big) / 2**36
         assert limit - 0.2 < per_param < limit
     for make in (adam_jax.adamw, adam_jax.nadam, adam_jax.adamax):
         assert storage.state_bytes(make(**INT8), {"w": jnp.zeros(N)}) < 2.1 * N
@@ -426,23 +444,22 @@ def test_small_leaves_and_chosen_leaves_stay_float32():
     params = {"bias": jnp.zeros(N - 1), "w": jnp.zeros(N), "embedding": jnp.zeros(N)}
 
     def choose(path: str) -> Any:
-        return jnp.float32 if "embedding" in path else jnp.int8
+        return "float32" if "embedding" in path else "int8"
 
-    state = adam_jax.scale_by_adam(mu_dtype=choose, nu_dtype=choose).init(params)
-    for tree in (state.mu, state.nu):
-        assert {name: str(leaf.dtype) for name, leaf in tree.items()} == {
-            "bias": "float32", "w": "int8", "embedding": "float32",
-        }  # fmt: skip
+    state = adam_jax.scale_by_adam(storage=choose).init(params)
+    kinds = {name: str(leaf.dtype) for name, leaf in state.mu.items()}
+    assert kinds == {"bias": "float32", "w": "bfloat16", "embedding": "float32"}
+    assert {name: leaf.shape for name, leaf in state.nu.items()} == {"bias": (N - 1,), "w": (), "embedding": (N,)}
     gradients = jax.tree.map(lambda p: _noise(jnp.int32(0))[: p.size], params)
-    exact, _ = _train(adam_jax.scale_by_adam(root=True), jax.tree.map(lambda g: g[None], gradients))
-    mixed, _ = _train(adam_jax.scale_by_adam(mu_dtype=choose, nu_dtype=choose), jax.tree.map(lambda g: g[None], gradients))
+    exact, _ = _train(adam_jax.scale_by_adam(storage="root"), jax.tree.map(lambda g: g[None], gradients))
+    mixed, _ = _train(adam_jax.scale_by_adam(storage=choose), jax.tree.map(lambda g: g[None], gradients))
     for name in ("bias", "embedding"):
         np.testing.assert_array_equal(mixed[name], exact[name])
 
 
 @BOTH
-def test_a_step_moves_at_most_thirty_bytes_a_parameter(dtypes):
-    tx, n = adam_jax.adam(1e-3, **dtypes), 1 << 20
+def test_a_step_moves_at_most_thirty_bytes_a_parameter(how):
+    tx, n = adam_jax.adam(1e-3, **how), 1 << 20
     params = jnp.zeros(n)
 
     def step(params: jax.Array, state: Any, gradients: jax.Array) -> tuple[jax.Array, Any]:
@@ -463,39 +480,42 @@ def test_a_storage_of_ones_own_is_used():
         kept = (jax.lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 24)) >> 8
         return kept.astype(jnp.uint32)
 
-    mine = storage.Storage(jnp.dtype("uint32"), encode, lambda kept: jax.lax.bitcast_convert_type(kept << 8, jnp.float32))
-    nmse, _ = _beside_float32(adam_jax.scale_by_adam, {"mu_dtype": mine, "nu_dtype": mine}, _noise, 300)
-    assert adam_jax.scale_by_adam(mu_dtype=mine).init(jnp.zeros(3)).mu.dtype == jnp.uint32
+    code = storage.Code(jnp.dtype("uint32"), encode, lambda kept: jax.lax.bitcast_convert_type(kept << 8, jnp.float32))
+    mine = storage.Storage(code, code)
+    nmse, _ = _beside_float32(adam_jax.scale_by_adam, {"storage": mine}, _noise, 300)
+    assert adam_jax.scale_by_adam(storage=mine).init(jnp.zeros(3)).nu.dtype == jnp.uint32
     assert 0 < nmse.max() < 1e-7  # 15 bits of significand: steps of 2^-15, (2^-15)^2 / 12, some fifty of them
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"nu_dtype": jnp.float16}, "nu_dtype must be float32, float64, bfloat16, int8"),
-        ({"mu_dtype": jnp.float8_e4m3fn}, "mu_dtype must be float32, float64, bfloat16, float16, int8"),
-        ({"mu_dtype": jnp.int4}, "mu_dtype must be"),
-        ({"mu_dtype": lambda _: jnp.int32}, "mu_dtype must be"),
+        ({"storage": "float16"}, "storage must be one of 'float32', 'root', 'bfloat16', 'int8', a Storage"),
+        ({"storage": jnp.int8}, "storage must be one of"),
+        ({"storage": lambda _: jnp.int32}, "storage must be one of"),
+        ({"mu_dtype": jnp.float8_e4m3fn}, "mu_dtype must be float32, float64, bfloat16 or float16"),
+        ({"mu_dtype": jnp.int8}, "mu_dtype must be .*: storage= has int8 moments"),
     ],
 )
-def test_dtypes_that_cannot_hold_a_moment_are_refused(settings, message):
+def test_what_cannot_hold_a_moment_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         adam_jax.scale_by_adam(**settings).init(jnp.zeros(N))
 
 
-def test_narrow_moments_of_complex_leaves_are_refused():
-    with pytest.raises(ValueError, match=r"mu_dtype must be float32 or float64 for the complex leaf at \['w'\], got int8"):
-        adam_jax.scale_by_adam(**INT8).init({"w": jnp.zeros(N, jnp.complex64)})
+@BOTH
+def test_narrow_moments_of_complex_leaves_are_refused(how):
+    with pytest.raises(ValueError, match=r"storage must be float32 for the complex leaf at \['w'\], got"):
+        adam_jax.scale_by_adam(**how).init({"w": jnp.zeros(N, jnp.complex64)})
 
 
-def test_ratios_that_are_not_bounded_are_refused():
-    with pytest.raises(ValueError, match="bias_correction_mu and bias_correction_nu must be equal"):
-        adam_jax.scale_by_amsgrad(bias_correction_nu=False, **INT8)
-
-
-def test_float16_first_moments_are_ratios_and_do_not_underflow():
-    gradients = jnp.stack([1e-12 * _noise(t) for t in range(20)])
-    updates, state = _train(adam_jax.scale_by_adam(eps=0.0, root=True, mu_dtype=jnp.float16), gradients)
-    exact, _ = _train(adam_jax.scale_by_adam(eps=0.0, root=True), gradients)
-    assert state.mu.dtype == jnp.float16
-    np.testing.assert_allclose(updates, exact, atol=0.01)  # 2^-10 of ratios up to 7, a few times over
+@BOTH
+def test_a_count_of_zero_restarts_whatever_the_rest_of_the_state_holds(how):
+    gradients = jnp.stack([_noise(t) for t in range(12)])
+    for tx in (adam_jax.scale_by_adam(**how), adam_jax.scale_by_amsgrad(**how), adam_jax.scale_by_adam(nesterov=True, **how)):
+        _, state = _train(tx, 1e6 * gradients[:6])
+        state = optax.tree_utils.tree_set(state, count=0)
+        fresh, update = tx.init(gradients[0]), jax.jit(tx.update)
+        for g in gradients[6:]:
+            u, state = update(g, state)
+            v, fresh = update(g, fresh)
+            np.testing.assert_array_equal(u, v)

@@ -51,7 +51,7 @@ def test_3000_float32_steps_stay_within_24_ulp_of_the_paper(per: str, root: bool
     gradients = six_decades(per)
     exact = reference.adam(gradients)
     # the root form rounds three more times a step: measured 28 where the square form has 16
-    assert error(adam_jax.scale_by_adam(root=root), gradients, exact) <= (36 if root else 24)
+    assert error(adam_jax.scale_by_adam(storage="root" if root else None), gradients, exact) <= (36 if root else 24)
 
 
 @pytest.mark.parametrize("b2", [0.99, 0.999, 0.9999, 0.99999])
@@ -71,7 +71,7 @@ def test_20000_steps_are_as_good_as_3000():
 @pytest.mark.parametrize("b2", [0.999, 1 - 1e-5, 1 - 1e-7])
 def test_a_constant_gradient_gives_its_sign_from_the_first_step_at_any_decay(b2: float, root: bool):
     gradients = np.tile(np.float32([1.0, -0.37, 1e-3, 12345.678]), (3000, 1))
-    updates = run(adam_jax.scale_by_adam(b2=b2, eps=0.0, root=root), gradients)
+    updates = run(adam_jax.scale_by_adam(b2=b2, eps=0.0, storage="root" if root else None), gradients)
     assert np.max(np.abs(updates - np.sign(gradients))) <= 8 * ULP
 
 
@@ -105,7 +105,7 @@ def test_decays_may_be_vmapped():
 def test_scaling_gradients_by_a_power_of_two_changes_no_bit_in_the_root_form(k: int):
     # of order 1e4: an average that cancels to 1e-8 of its gradients must still be a normal number at 2^-110
     gradients = np.float32(1e4 * np.random.default_rng(0).normal(size=(50, 1000)))
-    tx = adam_jax.scale_by_adam(eps=0.0, root=True)
+    tx = adam_jax.scale_by_adam(eps=0.0, storage="root")
     np.testing.assert_array_equal(run(tx, gradients), run(tx, np.ldexp(gradients, k)))
 
 
@@ -143,7 +143,7 @@ def test_growing_gradients_exceed_the_papers_bound_and_reach_cauchy_schwarz():
     supremum = (1 - b1) / math.sqrt((1 - b2) * (1 - b1**2 / b2))
     assert 7.26 < supremum < 7.28
     growing = (b2 / b1) ** np.arange(400)[:, None]
-    updates = run(adam_jax.scale_by_adam(eps=0.0, root=True, bias_correction=False), growing)
+    updates = run(adam_jax.scale_by_adam(eps=0.0, storage="root", bias_correction=False), growing)
     np.testing.assert_allclose(updates[-1], supremum, rtol=1e-4)  # (b1^2/b2)^400 is 0
 
 
@@ -154,7 +154,7 @@ def test_no_history_exceeds_cauchy_schwarz(root: bool):
     histories = [np.cumprod(rng.uniform(0.5, ratio, size=(300, 64)), axis=0) for ratio in (1.1, 1.5, 1.72, 2.0)]
     histories.append(rng.normal(size=(300, 64)) * 10 ** rng.uniform(-15, 15, size=(300, 64)))
     for gradients in histories:
-        assert np.max(np.abs(run(adam_jax.scale_by_adam(eps=0.0, root=root), gradients))) <= supremum * (1 + 1e-5)
+        assert np.max(np.abs(run(adam_jax.scale_by_adam(eps=0.0, storage="root" if root else None), gradients))) <= supremum * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("nesterov", [False, True], ids=["", "nesterov"])
@@ -162,7 +162,7 @@ def test_no_history_exceeds_cauchy_schwarz(root: bool):
 def test_adam_is_algorithm_1(settings, nesterov: bool):
     gradients = six_decades("coordinate")[:200]
     for root in (False, True):
-        tx = adam_jax.scale_by_adam(*settings, root=root, nesterov=nesterov)
+        tx = adam_jax.scale_by_adam(*settings, storage="root" if root else None, nesterov=nesterov)
         assert error(tx, gradients, reference.adam(gradients, *settings, nesterov=nesterov)) <= 24
 
 
@@ -207,7 +207,7 @@ def test_adamax_is_the_limit_of_large_p():
 def test_amsgrad_takes_the_maximum_of_what_it_says(max_of, root: bool):
     gradients = six_decades("rising")[::-10].copy()  # falls fast, so that the maxima hold
     exact = reference.adam(gradients, b2=0.9, maximum=max_of)
-    assert error(adam_jax.scale_by_amsgrad(b2=0.9, max_of=max_of, root=root), gradients, exact) <= 36
+    assert error(adam_jax.scale_by_amsgrad(b2=0.9, max_of=max_of, storage="root" if root else None), gradients, exact) <= 36
     assert np.max(np.abs(exact - reference.adam(gradients, b2=0.9))) > 0.1
     assert (
         np.max(np.abs(exact - reference.adam(gradients, b2=0.9, maximum="corrected" if max_of == "raw" else "raw"))) > 1e-3
@@ -223,18 +223,22 @@ BAD = [
     (lambda: adam_jax.scale_by_lp(0.5), r"p must be a finite number >= 1, got 0.5"),
     (
         lambda: adam_jax.scale_by_adam(mu_dtype=jnp.int32),
-        r"mu_dtype must be float32, float64, bfloat16, float16, int8, a Storage, .* got int32",
+        r"mu_dtype must be float32, float64, bfloat16 or float16, got .*int32.*: storage= has int8 moments",
     ),
     (
-        lambda: adam_jax.scale_by_adam(nu_dtype="fast"),
-        r"nu_dtype must be float32, float64, bfloat16, int8, a Storage, .* got fast",
+        lambda: adam_jax.scale_by_adam(storage="fast"),
+        r"storage must be one of 'float32', 'root', 'bfloat16', 'int8', a Storage, .* got 'fast'",
+    ),
+    (
+        lambda: adam_jax.adamw(1e-3, mu_dtype=jnp.bfloat16, storage="int8"),
+        r"mu_dtype is for the first moment alone and must be None with storage, got",
     ),
     (lambda: adam_jax.scale_by_amsgrad(max_of="both"), r"max_of must be one of 'raw', 'corrected', got 'both'"),
     (lambda: adam_jax.clip_by_global_norm(-1.0), r"max_norm must be a finite number >= 0, got -1.0"),
     (lambda: adam_jax.average_params(1.5), r"decay must be in \[0, 1\), got 1.5"),
     (lambda: adam_jax.scale_by_bias_correction(0.9, 1.0), r"b2 must be in \[0, 1\), got 1.0"),
     (lambda: adam_jax.inverse_sqrt_decay(-1.0), r"alpha must be a finite number >= 0, got -1.0"),
-    (lambda: adam_jax.adam_defaults("jax"), r"framework must be one of 'tensorflow', .*, got 'jax'"),
+    (lambda: adam_jax.interop.adam_defaults("jax"), r"framework must be one of 'tensorflow', .*, got 'jax'"),
 ]
 
 

@@ -1,0 +1,308 @@
+"""Norms: the size of recent gradients, which divides the step. Arithmetic on one array; nothing here knows of storage.
+
+A norm advances what the state keeps of it (`nus`, one array or two) and reads from that the size that divides the step. Its
+numbers may be traced; what it is (its class) may not. A new norm is a class here, a line of the oracle and a row of cases.
+
+A step takes every norm from s to s' >= kept * s and s' >= new * |g| (`shares`). By Hölder, with 1/p + 1/q = 1, that bounds
+the step of an average m with |m| <= C s before it: |m'| <= C' s', C'^q = ((1 - a) C / kept)^q + (a / new)^q, where a is how
+far m moves. Nothing else of the past enters, so it holds for every history of gradients and of decays. Its fixed point at
+constant decays is the supremum over all histories of gradients: for Adam, by Cauchy-Schwarz, (1 - b1) / sqrt((1 - b2)
+(1 - b1^2 / b2)), which is 7.27 at the defaults and infinite for b1^2 >= b2.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from adam_jax import clock, moments
+from adam_jax.clock import Tick
+
+__all__ = ["Infinity", "Largest", "Maxima", "Norm", "Power", "Powers", "Root", "Roots", "Square", "Squares"]
+
+Nus = tuple[jax.Array, ...]
+
+
+class Squares(NamedTuple):
+    """A state's `form`: `nu` is v. `codes` is the marker of a narrow storage, () where all leaves are exact."""
+
+    codes: Any = ()
+
+
+class Roots(NamedTuple):
+    """A state's `form`: `nu` is sqrt(v)."""
+
+    codes: Any = ()
+
+
+class Maxima(NamedTuple):
+    """A state's `form`: `nu` is AdaMax's u."""
+
+    codes: Any = ()
+
+
+class Powers(NamedTuple):
+    """A state's `form`: `nu` is v^(1/p)."""
+
+    codes: Any = ()
+
+
+class Norm:
+    """What norms share; the defaults are those of a norm that keeps one array, the size itself, bias-corrected.
+
+    Attributes:
+        form: the marker of a state that keeps this norm.
+        slots: how many arrays are kept.
+        squares: 1 where gradients are squared as they are, and so must saturate; else 0 (`moments.saturate`).
+        exponent: the p of the norm.
+        corrected: whether Section 3's correction applies.
+    """
+
+    slots: int = 1
+
+    @property
+    def form(self) -> type:
+        return Roots
+
+    @property
+    def squares(self) -> int:
+        return 0
+
+    @property
+    def exponent(self) -> ArrayLike:
+        return 2.0
+
+    @property
+    def corrected(self) -> bool:
+        return True
+
+    def rooted(self, *, coarse: bool = False) -> "Norm":
+        """The same norm, of which the size itself is kept; `coarse` where that is going to be rounded to few bits."""
+        del coarse
+        return self
+
+    def rate(self, b2_rate: ArrayLike) -> ArrayLike:
+        """The weight of one more gradient in the average, from 1 - b2."""
+        return b2_rate
+
+    def tick(self, b2_rate: ArrayLike, weight: ArrayLike, count: ArrayLike, *, corrected: bool = True) -> Tick:
+        """The clock of the average; `rate` is 1 - b2 as it was given."""
+        tick = clock.tick(self.rate(b2_rate), weight, count, corrected=corrected and self.corrected)
+        return tick._replace(rate=b2_rate)
+
+    def average(self, m: jax.Array, g: jax.Array, moved: ArrayLike) -> jax.Array:
+        """The first moment after one more gradient; m may be as small as this norm can be."""
+        return moments.small_average(m, g, moved)
+
+    def advance(self, nus: Nus, g: jax.Array, t: Tick) -> Nus:
+        """What is kept after one more gradient."""
+        raise NotImplementedError
+
+    def size(self, nus: Nus, t: Tick) -> jax.Array:
+        """What the first moment is divided by, before eps."""
+        del t
+        return nus[0]
+
+    def size_scale(self, weight: ArrayLike) -> ArrayLike:
+        """How many times larger the size of weight * v is than that of v."""
+        return jnp.sqrt(weight)
+
+    def scale(self, weight: ArrayLike) -> ArrayLike:
+        """The same of what is kept."""
+        return self.size_scale(weight)
+
+    def shares(self, t: Tick) -> tuple[ArrayLike, ArrayLike]:
+        """The least that one step leaves of the size, and the least that it makes of |g|: `kept` and `new` above."""
+        power = 1.0 / self.exponent
+        return (1.0 - t.moved) ** power, t.moved**power
+
+    def next_ratio(self, ratio: ArrayLike, moved: ArrayLike, t: Tick) -> jax.Array:
+        """The most that |m| / s can be after a step, C' above, from the most that it was; m moves by `moved`."""
+        kept, new = self.shares(t)
+        old = (1.0 - moved) * ratio * clock.corrected_rate(1.0, kept)
+        fresh, q = moved * clock.corrected_rate(1.0, new), _conjugate(self.exponent)
+        larger = jnp.maximum(jnp.maximum(old, fresh), 1e-30)
+        return larger * ((old / larger) ** q + (fresh / larger) ** q) ** (1.0 / q)
+
+    def largest_ratio(self, b1_rate: ArrayLike, b2_rate: ArrayLike) -> jax.Array:
+        """The most that |m| / s can be at constant decays, over all histories: the fixed point, infinite where there is none."""
+        kept, new = self.shares(Tick(b2_rate, 1.0, self.rate(b2_rate), 1.0))
+        q = _conjugate(self.exponent)
+        ratio = (1.0 - b1_rate) * clock.corrected_rate(1.0, kept)
+        bounded = (ratio < 1.0) & (jnp.asarray(new) > 0)
+        room = -jnp.expm1(q * jnp.log(jnp.where(bounded, jnp.maximum(ratio, 1e-30), 0.5)))
+        return jnp.where(bounded, b1_rate * clock.corrected_rate(1.0, new) / room ** (1.0 / q), jnp.inf)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Root(Norm):
+    """sqrt(v + eps_root), of which sqrt(v) is kept (Algorithm 1): exact from 1e-36 to 1e37."""
+
+    eps_root: ArrayLike | None = None
+    coarse: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def rooted(self, *, coarse: bool = False) -> Norm:
+        return Root(self.eps_root, coarse)
+
+    def average(self, m: jax.Array, g: jax.Array, moved: ArrayLike) -> jax.Array:
+        return (moments.average if self.coarse else moments.small_average)(m, g, moved)
+
+    def advance(self, nus: Nus, g: jax.Array, t: Tick) -> Nus:
+        return (moments.root_second_moment(nus[0], g, t.moved, coarse=self.coarse),)
+
+    def size(self, nus: Nus, t: Tick) -> jax.Array:
+        return nus[0] if self.eps_root is None else moments.root_plus(nus[0], self.eps_root)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Square(Norm):
+    """sqrt(v + eps_root), of which v is kept, Optax's nu (Algorithm 1)."""
+
+    eps_root: ArrayLike | None = None
+
+    @property
+    def form(self) -> type:
+        return Squares
+
+    @property
+    def squares(self) -> int:
+        return 1
+
+    def rooted(self, *, coarse: bool = False) -> Norm:
+        return Root(self.eps_root, coarse)
+
+    def average(self, m: jax.Array, g: jax.Array, moved: ArrayLike) -> jax.Array:
+        return moments.average(m, g, moved)
+
+    def advance(self, nus: Nus, g: jax.Array, t: Tick) -> Nus:
+        return (moments.second_moment(nus[0], g, t.moved),)
+
+    def size(self, nus: Nus, t: Tick) -> jax.Array:
+        return moments.root(nus[0] if self.eps_root is None else nus[0] + self.eps_root)
+
+    def scale(self, weight: ArrayLike) -> ArrayLike:
+        return weight
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Infinity(Norm):
+    """u = max(b2 u, |g| + eps) (Algorithm 2), which needs no correction: one gradient may move it all the way."""
+
+    eps: ArrayLike = 0.0
+
+    @property
+    def form(self) -> type:
+        return Maxima
+
+    @property
+    def exponent(self) -> ArrayLike:
+        return jnp.inf
+
+    @property
+    def corrected(self) -> bool:
+        return False
+
+    def rate(self, b2_rate: ArrayLike) -> ArrayLike:
+        return jnp.ones_like(b2_rate)
+
+    def advance(self, nus: Nus, g: jax.Array, t: Tick) -> Nus:
+        return (moments.infinity_moment(nus[0], g, t.rate, self.eps),)
+
+    def size_scale(self, weight: ArrayLike) -> ArrayLike:
+        return jnp.ones_like(weight)
+
+    def shares(self, t: Tick) -> tuple[ArrayLike, ArrayLike]:
+        return 1.0 - t.rate, jnp.ones_like(t.rate)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Power(Norm):
+    """v^(1/p), the L^p norm, which is kept itself (eq. 6-7): the average of |g|^p decays by b2^p."""
+
+    p: ArrayLike
+
+    @property
+    def form(self) -> type:
+        return Powers
+
+    @property
+    def exponent(self) -> ArrayLike:
+        return self.p
+
+    def rate(self, b2_rate: ArrayLike) -> ArrayLike:
+        return -jnp.expm1(self.p * jnp.log1p(-jnp.asarray(b2_rate)))
+
+    def advance(self, nus: Nus, g: jax.Array, t: Tick) -> Nus:
+        log_keep = self.p * jnp.log1p(-jnp.asarray(t.rate)) + jnp.log(t.kept)
+        return (moments.lp_moment(nus[0], g, self.p, t.moved, log_keep),)
+
+    def size_scale(self, weight: ArrayLike) -> ArrayLike:
+        return weight ** (1.0 / self.p)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Largest(Norm):
+    """The largest of another norm so far (AMSGrad, Reddi et al. 2018): of the raw one, corrected when read, or as it is kept."""
+
+    of: Norm
+    raw: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    slots = 2
+
+    @property
+    def form(self) -> type:
+        return self.of.form
+
+    @property
+    def squares(self) -> int:
+        return self.of.squares
+
+    @property
+    def exponent(self) -> ArrayLike:
+        return self.of.exponent
+
+    @property
+    def corrected(self) -> bool:
+        return self.of.corrected
+
+    def rooted(self, *, coarse: bool = False) -> Norm:
+        return Largest(self.of.rooted(coarse=coarse), self.raw)
+
+    def rate(self, b2_rate: ArrayLike) -> ArrayLike:
+        return self.of.rate(b2_rate)
+
+    def average(self, m: jax.Array, g: jax.Array, moved: ArrayLike) -> jax.Array:
+        return self.of.average(m, g, moved)
+
+    def advance(self, nus: Nus, g: jax.Array, t: Tick) -> Nus:
+        (nu,) = self.of.advance(nus[:1], g, t)
+        return nu, jnp.maximum(nus[1], nu * self._of_raw(t))
+
+    def size(self, nus: Nus, t: Tick) -> jax.Array:
+        return self.of.size((nus[1] * clock.corrected_rate(1.0, self._of_raw(t)),), t)
+
+    def size_scale(self, weight: ArrayLike) -> ArrayLike:
+        return self.of.size_scale(weight)
+
+    def scale(self, weight: ArrayLike) -> ArrayLike:
+        return self.of.scale(weight)
+
+    def shares(self, t: Tick) -> tuple[ArrayLike, ArrayLike]:
+        return self.of.shares(t)
+
+    def _of_raw(self, t: Tick) -> ArrayLike:
+        """The raw moment in units of the kept one."""
+        return self.of.scale(t.weight) if self.raw else jnp.ones_like(t.weight)
+
+
+def _conjugate(p: ArrayLike) -> jax.Array:
+    """q with 1/p + 1/q = 1, as far as a power can use it."""
+    rest = 1.0 - 1.0 / jnp.asarray(p)
+    return jnp.minimum(1.0 / jnp.maximum(rest, 1e-6), 1e6)
