@@ -20,7 +20,7 @@ import adam_jax
 from adam_jax.checkpoints import check_state, describe_state
 from adam_jax.shardings import state_shardings
 
-KEPT = {"float32": {}, "int8": {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8}}
+KEPT = {"float32": {}, "int8": {"storage": "int8"}}
 
 
 def save(manager: ocp.CheckpointManager, step: int, tx: Any, params: Any, state: Any) -> None:

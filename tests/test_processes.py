@@ -42,7 +42,7 @@ def _on_this_host(tree: Any) -> list[np.ndarray]:
 def _narrow(dtype: str) -> list[np.ndarray]:
     """Params and state after some steps on a mesh of all devices of all processes, gathered on each."""
     rows = NamedSharding(_mesh(), PartitionSpec("data"))
-    tx = adam_jax.adam(0.1, mu_dtype=dtype, nu_dtype=dtype)
+    tx = adam_jax.adam(0.1, storage=dtype)
 
     def train() -> Any:
         def step(carry: Any, g: jax.Array) -> tuple[Any, None]:

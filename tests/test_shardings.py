@@ -20,8 +20,8 @@ from adam_jax.shardings import gradient_shardings, state_shardings, unsplit_leav
 P = PartitionSpec
 KEPT = {  # how moments are kept
     "float32": {},
-    "bfloat16": {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16},
-    "int8": {"mu_dtype": jnp.int8, "nu_dtype": jnp.int8},
+    "bfloat16": {"storage": "bfloat16"},
+    "int8": {"storage": "int8"},
 }
 SLOW_AND_FAST = {"slow": adam_jax.adam(1e-4), "fast": adam_jax.amsgrad(1e-3)}
 TRANSFORMATIONS = {  # and the bytes of state for each float32 parameter
