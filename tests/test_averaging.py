@@ -81,7 +81,9 @@ def test_a_state_without_an_average_is_an_error_and_of_two_one_is_chosen():
         two.update(params, state)
     for step in (1.0, 2.0):
         _, state = two.update(jnp.full(1, step), state, params)
-    np.testing.assert_allclose(adam_jax.averaged_params(state, params, where="fast"), 8 / 3, rtol=1e-6)  # (2 + 3 b) / (1 + b)
+    np.testing.assert_allclose(
+        adam_jax.averaged_params(state, params, where="fast"), 8 / 3, rtol=1e-6
+    )  # (2 + 3 b) / (1 + b)
     np.testing.assert_allclose(adam_jax.averaged_params(state, params, where="slow"), 2.5, rtol=1e-3)
 
 

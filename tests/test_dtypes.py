@@ -106,7 +106,10 @@ def test_constant_gradients_of_any_size_give_unit_steps_in_the_root_form():
 
 def test_a_nan_or_an_infinity_shows():
     for root in (False, True):
-        updates, _ = _play(adam_jax.scale_by_adam(storage="root" if root else None), jnp.array([[1.0, 1.0, 1.0], [jnp.nan, jnp.inf, -jnp.inf]]))
+        updates, _ = _play(
+            adam_jax.scale_by_adam(storage="root" if root else None),
+            jnp.array([[1.0, 1.0, 1.0], [jnp.nan, jnp.inf, -jnp.inf]]),
+        )
         assert jnp.isnan(updates[1]).all()
 
 

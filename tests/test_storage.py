@@ -73,7 +73,9 @@ def test_every_root_is_encoded_as_itself(window):
     code = jnp.arange(2, 255)
     w = jnp.array(window)
     for bits in (0, 0xFFFFFFFF):
-        np.testing.assert_array_equal(codes.encode_root(codes.decode_root(code, w), jnp.full(253, bits, jnp.uint32), w), code)
+        np.testing.assert_array_equal(
+            codes.encode_root(codes.decode_root(code, w), jnp.full(253, bits, jnp.uint32), w), code
+        )
 
 
 def test_one_number_holds_both_codes_and_nan():
@@ -511,7 +513,11 @@ def test_narrow_moments_of_complex_leaves_are_refused(how):
 @BOTH
 def test_a_count_of_zero_restarts_whatever_the_rest_of_the_state_holds(how):
     gradients = jnp.stack([_noise(t) for t in range(12)])
-    for tx in (adam_jax.scale_by_adam(**how), adam_jax.scale_by_amsgrad(**how), adam_jax.scale_by_adam(nesterov=True, **how)):
+    for tx in (
+        adam_jax.scale_by_adam(**how),
+        adam_jax.scale_by_amsgrad(**how),
+        adam_jax.scale_by_adam(nesterov=True, **how),
+    ):
         _, state = _train(tx, 1e6 * gradients[:6])
         state = optax.tree_utils.tree_set(state, count=0)
         fresh, update = tx.init(gradients[0]), jax.jit(tx.update)

@@ -154,7 +154,9 @@ def test_no_history_exceeds_cauchy_schwarz(root: bool):
     histories = [np.cumprod(rng.uniform(0.5, ratio, size=(300, 64)), axis=0) for ratio in (1.1, 1.5, 1.72, 2.0)]
     histories.append(rng.normal(size=(300, 64)) * 10 ** rng.uniform(-15, 15, size=(300, 64)))
     for gradients in histories:
-        assert np.max(np.abs(run(adam_jax.scale_by_adam(eps=0.0, storage="root" if root else None), gradients))) <= supremum * (1 + 1e-5)
+        assert np.max(
+            np.abs(run(adam_jax.scale_by_adam(eps=0.0, storage="root" if root else None), gradients))
+        ) <= supremum * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("nesterov", [False, True], ids=["", "nesterov"])
