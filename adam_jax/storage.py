@@ -192,6 +192,16 @@ class Storage:
         m, nus = self.load(kept, m.dtype, moving.limits.ratios)
         return kept, self.bounded(m, nus[0], moving.limits.mu), nus
 
+    def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
+        """What is kept of given moments, rounded to nearest, in arrays like those of `kept`; with windows, not extremes."""
+        del ratios
+        new = []
+        for i, (x, old) in enumerate(zip((m, *nus), (kept.mu, *kept.nus), strict=True)):
+            code = self.second if i else self.first
+            x = code.encode(x.astype(jnp.float32), _half(x)) if isinstance(code, Code) else x
+            new.append(x.astype(old.dtype))
+        return Kept(new[0], tuple(new[1:]), jnp.zeros((len(nus), 4), jnp.int32))
+
     def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
         """A first moment no larger than it can be for its size, which only rounding may have passed."""
         return moments.within(m, size, limit) if self.narrow else m
@@ -239,6 +249,19 @@ class Int8(Storage):
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
         m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios)
         return Kept(packed, nus, extremes), self.bounded(m, sizes[0], moving.limits.mu), sizes
+
+    def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
+        sizes, half, windows, roots = [s.astype(jnp.float32) for s in nus], _half(m), [], []
+        for s in sizes:
+            window = jnp.array(codes.EVERY_OCTAVE, jnp.int32)
+            code = codes.encode_root(s, half, window)
+            found = codes.extremes(codes.pack(code, jnp.zeros_like(code), jnp.float32(1.0)))
+            windows.append(codes.coming_window(found, window, 1e-3))
+            roots.append(codes.encode_root(s, half, windows[-1]))
+        ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
+        packed = codes.pack(roots[0], codes.encode_ratio(ratio, half, ratios), m)
+        nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in roots[1:]))
+        return Kept(packed, nus, jnp.stack([jnp.concatenate([w, w]) for w in windows]))
 
 
 def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
@@ -373,6 +396,14 @@ class Choice:
         return Storage(_first(self.mu_dtype))
 
 
+def held_by(kept: Kept, own: Storage | None = None) -> Storage:
+    """How a leaf of a state is kept, as its arrays tell; in codes of one's own only `own` can."""
+    for storage in (own, Int8(), bfloat16(), Storage(), Storage(_ROUNDED[np.dtype(jnp.bfloat16)]), *_PLAIN):
+        if storage is not None and _is_kept_by(storage, kept):
+            return storage
+    raise ValueError(f"storage must be given to read moments of {kept.mu.dtype} and {kept.nus[0].dtype}: in codes of your own")
+
+
 def _first(choice: Any) -> Code | np.dtype | None:
     """What `mu_dtype` means."""
     try:
@@ -428,9 +459,17 @@ def _code(dtype: DTypeLike) -> Code:
 _ROUNDED = {np.dtype(dtype): _code(dtype) for dtype in (jnp.bfloat16, jnp.float16)}  # once: storages are compared
 
 
+_PLAIN = [Storage(first) for first in (_ROUNDED[np.dtype(np.float16)], np.dtype(np.float32), np.dtype(np.float64))]
+
+
 def first_codes(leaves: int, slots: int) -> Codes:
     """What a state with narrow leaves keeps besides moments of zero."""
     return Codes(jnp.zeros([], jnp.float32), jnp.zeros((leaves, slots, 4), jnp.int32))
+
+
+def _half(x: jax.Array) -> jax.Array:
+    """The draw that rounds to nearest."""
+    return jnp.full(x.shape, 2**31, jnp.uint32)
 
 
 def _quotient(m: jax.Array, s: jax.Array) -> jax.Array:

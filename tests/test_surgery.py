@@ -1,0 +1,121 @@
+"""Moments read, changed and written, in every storage, beside dense float32 moments that were changed alike."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_jax
+from adam_jax import norms, storage
+from adam_jax.surgery import read_moments, write_moments
+
+STORAGES = {
+    "float32": {},
+    "root": {"storage": "root"},
+    "bfloat16": {"storage": "bfloat16"},
+    "bfloat16 mu": {"mu_dtype": jnp.bfloat16},
+    "int8": {"storage": storage.int8(smallest=0)},
+    "by path": {"storage": lambda path: "int8" if "w" in path else "float32"},
+}
+TOLERANCE = {"float32": 1e-6, "root": 1e-6, "bfloat16": 0.05, "bfloat16 mu": 0.05, "int8": 0.15, "by path": 0.15}
+every_storage = pytest.mark.parametrize("name", STORAGES)
+every_make = pytest.mark.parametrize("make", [adam_jax.scale_by_adam, adam_jax.scale_by_amsgrad, adam_jax.scale_by_adamax])
+SHAPE = (64, 128)
+
+
+def _gradients(t: int) -> dict[str, jax.Array]:
+    keys = jax.random.split(jax.random.key(t), 2)
+    return {"w": jax.random.normal(keys[0], SHAPE), "b": jax.random.normal(keys[1], (3,))}
+
+
+def _run(tx: Any, state: Any, steps: range, change: Any = lambda g: g) -> tuple[Any, Any]:
+    update, updates = jax.jit(tx.update), None
+    for t in steps:
+        updates, state = update(change(_gradients(t)), state)
+    return updates, state
+
+
+@every_storage
+@every_make
+def test_moments_that_are_read_and_written_back_are_the_same(name: str, make: Any):
+    tx = make(**STORAGES[name])
+    _, state = _run(tx, tx.init(_gradients(0)), range(8))
+    held = read_moments((state, ()))
+    again = read_moments(write_moments(tx.init(_gradients(0)), held))
+    for field in ("mu", "nu", "nu_max"):
+        a, b = getattr(held, field), getattr(again, field)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-30), a, b)
+    same, _ = _run(tx, write_moments(tx.init(_gradients(0)), held), range(8, 9))
+    went_on, _ = _run(tx, state, range(8, 9))
+    # the window of int8 codes is found anew, so a draw may fall otherwise: two codes of the ratio near one
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=TOLERANCE[name]), same, went_on)
+
+
+@every_storage
+@every_make
+def test_cleared_elements_start_as_dense_float32_moments_cleared_alike(name: str, make: Any):
+    dead = jnp.arange(SHAPE[0])[:, None] < 8
+
+    def clear(tree: Any) -> Any:
+        return None if tree is None else {**tree, "w": jnp.where(dead, 0.0, tree["w"])}
+
+    updates = []
+    for how in (STORAGES[name], {}):
+        tx = make(**how)
+        _, state = _run(tx, tx.init(_gradients(0)), range(8))
+        held = read_moments(state)
+        state = write_moments(state, held._replace(mu=clear(held.mu), nu=clear(held.nu), nu_max=clear(held.nu_max)))
+        updates.append(_run(tx, state, range(8, 10))[0]["w"])
+    narrow, wide = updates
+    assert float(jnp.sqrt(jnp.mean((narrow - wide) ** 2) / jnp.mean(wide**2))) < TOLERANCE[name]
+    assert float(jnp.abs(narrow[:8].mean() - wide[:8].mean())) < TOLERANCE[name]
+
+
+@every_storage
+def test_a_leaf_grows_and_shrinks_as_dense_float32_moments_do(name: str):
+    updates = []
+    for how in (STORAGES[name], {}):
+        tx = adam_jax.scale_by_adam(**how)
+        _, state = _run(tx, tx.init(_gradients(0)), range(8))
+        held = read_moments(state)
+        wider = {"w": ((0, 0), (0, 128)), "b": ((0, 0),)}
+        grown = [jax.tree.map(jnp.pad, tree, wider, is_leaf=lambda x: isinstance(x, jax.Array)) for tree in (held.mu, held.nu)]
+        params = {"w": jnp.zeros((64, 256)), "b": jnp.zeros(3)}
+        state = write_moments(tx.init(params), held._replace(mu=grown[0], nu=grown[1]))
+        g = jax.tree.map(jnp.ones_like, params)
+        updates.append(jax.jit(tx.update)(g, state)[0]["w"])
+        held = read_moments(state)
+        cut = [{**tree, "w": tree["w"][:, 128:]} for tree in (held.mu, held.nu)]
+        small = write_moments(tx.init(_gradients(0)), held._replace(mu=cut[0], nu=cut[1]))
+        assert all((x == 0).all() for x in jax.tree.leaves((read_moments(small).mu["w"], read_moments(small).nu["w"])))
+    narrow, wide = updates
+    np.testing.assert_allclose(narrow[:, 128:], wide[:, 128:], atol=TOLERANCE[name] * 3.2)  # steps of 3.16, one code
+    assert float(jnp.sqrt(jnp.mean((narrow - wide) ** 2) / jnp.mean(wide**2))) < TOLERANCE[name]
+
+
+def test_squares_can_be_written_as_roots_and_back():
+    squares, roots = adam_jax.scale_by_adam(), adam_jax.scale_by_adam(storage="root")
+    _, state = _run(squares, squares.init(_gradients(0)), range(4))
+    held = read_moments(state)
+    as_roots = write_moments(roots.init(_gradients(0)), held)
+    np.testing.assert_allclose(read_moments(as_roots).nu["w"] ** 2, held.nu["w"], rtol=3e-7)
+    u, _ = _run(squares, state, range(4, 5))
+    v, _ = _run(roots, as_roots, range(4, 5))
+    np.testing.assert_allclose(u["w"], v["w"], rtol=1e-6)
+
+
+def test_what_does_not_fit_is_refused_with_the_leaf():
+    tx = adam_jax.scale_by_adam()
+    state = tx.init(_gradients(0))
+    held = read_moments(state)
+    with pytest.raises(ValueError, match=r"mu must have the state's shape \(64, 128\) at \['w'\], got \(2,\)"):
+        write_moments(state, held._replace(mu={**held.mu, "w": jnp.zeros(2)}))
+    with pytest.raises(ValueError, match="nu must be a tree like the state's"):
+        write_moments(state, held._replace(nu=None))
+    with pytest.raises(ValueError, match="moments must be of the norm that the state has"):
+        write_moments(state, held._replace(form=norms.Maxima()))
+    with pytest.raises(ValueError, match="state must hold a ScaleByAdamState or ScaleByAmsgradState, got none"):
+        read_moments(optax.sgd(1.0).init(_gradients(0)))
