@@ -5,14 +5,14 @@ w1 = 1 - b1^t and w2 = 1 - b2^t. The way back is m = mu * mu_weight, which holds
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax import checks, trees
+from adam_jax import checks, norms, surgery, trees
 from adam_jax.averaging import AverageParamsState
 from adam_jax.transforms import ScaleByAdamState, ScaleByAmsgradState
 
@@ -81,7 +81,7 @@ def from_optax(state: Any, tx: optax.GradientTransformation, params: Any, b1: fl
         [ 0.1 -0.2]
     """
     found = _only(state, optax.ScaleByAdamState)
-    return _started(tx, params, int(found.count), b1, b2, found.mu, found.nu)
+    return _started(tx, params, int(found.count), (b1, b2), found.mu, found.nu)
 
 
 def to_optax(state: Any, optax_tx: optax.GradientTransformation, params: Any) -> Any:
@@ -103,7 +103,7 @@ def to_optax(state: Any, optax_tx: optax.GradientTransformation, params: Any) ->
         >>> print(to_optax(scale_by_adam().init(jnp.zeros(1)), optax.adam(0.1), jnp.zeros(1))[0].mu)
         [0.]
     """
-    kept = _moments(_only(state, _ADAMS))
+    kept = _raw(state)
     fresh = optax_tx.init(params)
     old = _only(fresh, optax.ScaleByAdamState)
     mu, nu = _like(old.mu, kept.mu), _like(old.nu, kept.nu)
@@ -156,7 +156,7 @@ def from_torch(
             raise ValueError(f"state_dict must be of Adam, AdamW or Adamax, got {kind}{_REFUSED.get(kind, '')}")
     states = {path: state_dict["state"].get(position, {}) for path, position in placed.items()}
     count = _same("step counts", {path: int(_array(s.get("step", 0))) for path, s in states.items()})
-    b1, b2 = _same("decays", {path: tuple(map(float, groups[position]["betas"])) for path, position in placed.items()})
+    decays = _same("decays", {path: tuple(map(float, groups[position]["betas"])) for path, position in placed.items()})
 
     def tree(name: str) -> Any:
         def pick(keys: Any, position: int) -> np.ndarray:
@@ -168,7 +168,7 @@ def from_torch(
     of_adamax, amsgrad = kinds == {"Adamax"}, bool(groups[next(iter(placed.values()))].get("amsgrad"))
     largest = tree("max_exp_avg_sq") if amsgrad else None
     second = tree("exp_inf" if of_adamax else "exp_avg_sq")
-    return _started(tx, params, count, b1, b2, tree("exp_avg"), second, largest, maxima=of_adamax)
+    return _started(tx, params, count, decays, tree("exp_avg"), second, largest, maxima=of_adamax)
 
 
 def to_torch(state: Any, state_dict: dict[str, Any], params: Any, *, order: Any, transform: Transform = None) -> Any:
@@ -198,7 +198,7 @@ def to_torch(state: Any, state_dict: dict[str, Any], params: Any, *, order: Any,
     kind = _same("kinds", {path: _torch_kind(groups[position]) for path, position in placed.items()})
     if kind in _REFUSED:
         raise ValueError(f"state_dict must be of Adam, AdamW or Adamax, got {kind}{_REFUSED[kind]}")
-    kept = _moments(_only(state, _ADAMS))
+    kept = _raw(state)
     amsgrad = bool(groups[next(iter(placed.values()))].get("amsgrad"))
     _check_largest(given=kept.nu_max is not None, wanted=amsgrad)
     arrays = {"exp_avg": kept.mu, "exp_inf" if kind == "Adamax" else "exp_avg_sq": kept.nu}
@@ -207,7 +207,8 @@ def to_torch(state: Any, state_dict: dict[str, Any], params: Any, *, order: Any,
     for name, tree in arrays.items():
         for keys, array in jax.tree_util.tree_leaves_with_path(tree):
             path = _path(keys)
-            found[placed[path]][name] = transform(path, array) if transform else array
+            if not trees.is_absent(array):
+                found[placed[path]][name] = transform(path, array) if transform else array
     return {**state_dict, "state": found}
 
 
@@ -224,7 +225,7 @@ def from_keras(optimizer: Any, tx: optax.GradientTransformation, params: Any, *,
         A state of `tx`, as from `from_torch`.
 
     Raises:
-        ValueError: for another optimizer, and as `from_torch`.
+        ValueError: for another optimizer (Keras' Adamax adds eps outside the maximum), and as `from_torch`.
 
     Example:
         >>> from adam_jax import scale_by_adam
@@ -236,9 +237,7 @@ def from_keras(optimizer: Any, tx: optax.GradientTransformation, params: Any, *,
     """
     name = type(optimizer).__name__
     if name not in ("Adam", "AdamW"):
-        raise ValueError(
-            f"optimizer must be Keras' Adam or AdamW, got {name}{_REFUSED.get(name, '')}"
-        )  # its Adamax has eps elsewhere
+        raise ValueError(f"optimizer must be Keras' Adam or AdamW, got {name}{_REFUSED.get(name, '')}")
     _positions(order, params)
     count = int(_array(optimizer.iterations))
 
@@ -247,7 +246,7 @@ def from_keras(optimizer: Any, tx: optax.GradientTransformation, params: Any, *,
 
     largest = tree(optimizer._velocity_hats) if optimizer.amsgrad else None
     first, second = tree(optimizer._momentums), tree(optimizer._velocities)
-    return _started(tx, params, count, float(optimizer.beta_1), float(optimizer.beta_2), first, second, largest)
+    return _started(tx, params, count, (float(optimizer.beta_1), float(optimizer.beta_2)), first, second, largest)
 
 
 # Dense moments, raw, as all others keep them -------------------------------------------------------------------------------
@@ -261,40 +260,45 @@ _REFUSED = {
 }
 
 
-class _Moments(NamedTuple):
-    """Raw moments, in float32 or float64."""
+def _raw(state: Any) -> surgery.Moments:
+    """Raw moments as others keep them, in float32 or float64; nu_max is PyTorch's, the largest raw second moment."""
+    _only(state, _ADAMS)
+    held = surgery.read_moments(state)
+    if isinstance(held.form, norms.Powers):
+        raise ValueError("state must be of Adam, AMSGrad or AdaMax, got L^p Adam's, which has no counterpart elsewhere")
+    power = 2 if isinstance(held.form, norms.Roots) else 1
 
-    count: int
-    mu: Any
-    nu: Any
-    nu_max: Any
+    def raw(tree: Any, weight: Any, power: int = 1) -> Any:
+        return jax.tree.map(lambda x: x if trees.is_absent(x) else _scaled(x, weight, power), tree)
 
-
-def _moments(adam: Any) -> _Moments:
-    """What others would keep. The one place that knows how a state is read."""
-    first, second = (np.float64(w) for w in (adam.mu_weight, adam.nu_weight))
-    mu, nu = (jax.tree.map(lambda x, w=w: _scaled(x, w), tree) for tree, w in ((adam.mu, first), (adam.nu, second)))
-    return _Moments(int(adam.count), mu, nu, jax.tree.map(np.asarray, getattr(adam, "nu_max", None)))
+    largest = None if held.nu_max is None else raw(held.nu_max, 1.0, power)
+    mu, nu = raw(held.mu, held.mu_weight), raw(held.nu, held.nu_weight, power)
+    return held._replace(count=int(np.asarray(held.count)), mu=mu, nu=nu, nu_max=largest)
 
 
 def _started(
-    tx: Any, params: Any, count: int, b1: float, b2: float, m: Any, v: Any, largest: Any = None, *, maxima: bool = False
+    tx: Any, params: Any, count: int, decays: Any, m: Any, v: Any, largest: Any = None, *, maxima: bool | None = None
 ) -> Any:
-    """A state of tx with these raw moments. The one place that knows how a state is written."""
+    """A state of tx with these raw moments; `maxima`: whether v is AdaMax's norm, None for what tx keeps."""
     fresh = tx.init(params)
     adam = _only(fresh, _ADAMS)
     _check_largest(given=largest is not None, wanted=isinstance(adam, ScaleByAmsgradState))
     if count == 0:
         return fresh
-    first, second = _weight(b1, count), 1.0 if maxima else _weight(b2, count)
-    new = adam._replace(
-        mu=_like(adam.mu, jax.tree.map(lambda x: _scaled(x, 1.0 / first), m)),
-        nu=_like(adam.nu, jax.tree.map(lambda x: _scaled(x, 1.0 / second), v)),
-        mu_weight=jnp.asarray(first, adam.mu_weight.dtype),
-        nu_weight=jnp.asarray(second, adam.nu_weight.dtype),
-        **({} if largest is None else {"nu_max": _like(adam.nu_max, largest)}),
-    )
-    return _at_count(_replaced(fresh, _ADAMS, new), count)
+    if maxima is None:
+        maxima = isinstance(adam.form, norms.Maxima)
+    first, second = _weight(decays[0], count), 1.0 if maxima else _weight(decays[1], count)
+
+    def beside(tree: Any, weight: float) -> Any:  # in the places that the state has
+        return jax.tree.map(
+            lambda old, x: old if trees.is_absent(old) else _scaled(x, 1.0 / weight), adam.mu, tree, is_leaf=trees.is_absent
+        )
+
+    form = norms.Maxima() if maxima else norms.Squares()
+    nu_max = None if largest is None else beside(largest, 1.0)
+    held = surgery.Moments(jnp.int32(count), beside(m, first), beside(v, second), nu_max, first, second, form)
+    placed = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), fresh, surgery.write_moments(fresh, held))
+    return _at_count(placed, count)
 
 
 def _weight(decay: float, count: int) -> float:
@@ -302,26 +306,26 @@ def _weight(decay: float, count: int) -> float:
     return float(-np.expm1(count * np.log(decay))) if decay > 0 else 1.0
 
 
-def _scaled(x: Any, factor: float) -> np.ndarray:
+def _scaled(x: Any, factor: Any, power: int = 1) -> np.ndarray:
     x = np.asarray(x)
     wide = np.promote_types(x.dtype, np.float32)
-    return (x.astype(np.promote_types(wide, np.float64)) * factor).astype(wide)
+    return (x.astype(np.promote_types(wide, np.float64)) ** power * np.float64(factor)).astype(wide)
 
 
 def _like(old: Any, new: Any) -> Any:
-    """Arrays in the place of others, where these are."""
+    """Arrays in the place of Optax's, where these are."""
 
     def take(keys: Any, old: Any, x: Any) -> Any:
         if trees.is_absent(old):
             return old
         if np.shape(x) != old.shape:
-            raise ValueError(f"moments must have their params' shapes, got {np.shape(x)} for {old.shape} at {_path(keys)}")
+            raise ValueError(f"optax_tx must be for the same params, got {old.shape} for {np.shape(x)} at {_path(keys)}")
         return jax.device_put(jnp.asarray(x, old.dtype), old.sharding)
 
     return jax.tree_util.tree_map_with_path(take, old, new, is_leaf=trees.is_absent)
 
 
-def _at_count(state: Any, count: int) -> Any:
+def _at_count(state: Any, count: Any) -> Any:
     """The state with every count set, but for those of averages, which start anew."""
 
     def counted(node: Any) -> Any:
@@ -338,12 +342,9 @@ def _at_count(state: Any, count: int) -> Any:
 def _only(state: Any, kind: Any) -> Any:
     found = [n for n in jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, kind)) if isinstance(n, kind)]
     if len(found) != 1:
-        raise ValueError(f"state must hold exactly one {' or '.join(_names(kind))}, got {len(found)}")
+        names = (f"{k.__module__.split('.')[0]}.{k.__name__}" for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"state must hold exactly one {' or '.join(names)}, got {len(found)}")
     return found[0]
-
-
-def _names(kind: Any) -> list[str]:
-    return [f"{k.__module__.split('.')[0]}.{k.__name__}" for k in (kind if isinstance(kind, tuple) else (kind,))]
 
 
 def _replaced(state: Any, kind: Any, new: Any) -> Any:
@@ -360,7 +361,7 @@ def _check_largest(*, given: bool, wanted: bool) -> None:
 
 
 def _path(keys: Any) -> str:
-    return trees.path_of(keys, separator="/")
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def _positions(order: Any, params: Any) -> dict[str, int]:

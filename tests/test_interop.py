@@ -86,6 +86,27 @@ def test_a_state_of_no_steps_is_a_fresh_one():
     jax.tree.map(np.testing.assert_array_equal, updates, tx.update(params, tx.init(params), params)[0])
 
 
+@pytest.mark.parametrize(("kept", "tolerance"), [("root", 1e-6), ("bfloat16", 2.0**-7), ("int8", 0.1)])
+def test_moments_go_into_every_storage_and_back(kept, tolerance):
+    params = jax.random.normal(jax.random.key(0), (64, 128))
+    there, here = optax.adam(LR), adam_jax.adam(LR, storage=kept)
+    state = there.init(params)
+    for _ in range(3):
+        _, state = there.update(params, state, params)
+    back = interop.to_optax(interop.from_optax(state, here, params), there, params)
+    np.testing.assert_allclose(jnp.sqrt(back[0].nu), jnp.sqrt(state[0].nu), rtol=tolerance)
+    np.testing.assert_allclose(back[0].mu, state[0].mu, rtol=2 * tolerance)
+    assert back[0].count == 3
+
+
+def test_adamax_of_optax_goes_on_as_adamax():
+    params, there, here = _cast(START, "float32"), optax.adamax(LR, eps=EPS), adam_jax.adamax(LR, eps=EPS)
+    middle, state = _ours(there, params, there.init(params), GRADIENTS[:STEPS], "float32")
+    moved = interop.from_optax(state, here, middle)
+    end = _ours(there, middle, state, GRADIENTS[STEPS:], "float32")[0]
+    _assert_close(_ours(here, middle, moved, GRADIENTS[STEPS:], "float32")[0], end, "float32")
+
+
 def test_moments_find_the_leaves_that_a_mask_leaves():
     mask, params = {"w": True, "b": False}, _cast(START, "float32")
     here, there = (optax.masked(module.scale_by_adam(), mask) for module in (adam_jax, optax))
@@ -180,7 +201,7 @@ def test_what_has_no_counterpart_is_refused_by_name():
     groups["param_groups"] = [{**groups["param_groups"][0], "params": [i], "betas": (0.9, 0.5 + i / 4)} for i in range(2)]
     with pytest.raises(ValueError, match=r"same decays, got \(0.9, 0.5\) at x and \(0.9, 0.75\) at y"):
         convert(groups)
-    with pytest.raises(ValueError, match=r"moments must have their params' shapes, got \(2,\) for \(3,\) at y"):
+    with pytest.raises(ValueError, match=r"mu must have the state's shape \(3,\) at \['y'\], got \(2,\)"):
         interop.from_torch(_state_dict(), tx, {**params, "y": jnp.zeros(3)}, order=order)
     with pytest.raises(ValueError, match=r"state must hold exactly one optax.ScaleByAdamState, got 0"):
         interop.from_optax(optax.sgd(0.1).init(params), tx, params)
@@ -216,10 +237,16 @@ def keras():
     return pytest.importorskip("keras", reason="needs Keras: pip install adam_jax[peers]")
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+KERAS = {"Adam": (adam_jax.adam, {}), "AdamW": (adam_jax.adamw, {"weight_decay": DECAY}), "AMSGrad": (adam_jax.amsgrad, {})}
+
+
+@pytest.mark.parametrize("name", KERAS)
 def test_20_steps_of_keras_and_20_here_are_40_of_keras(name, dtype, keras):
-    settings = {"weight_decay": DECAY} if name == "AdamW" else {}
-    optimizer = getattr(keras.optimizers, name)(learning_rate=LR, beta_1=B1, beta_2=B2, epsilon=EPS, **settings)
+    make, settings = KERAS[name]
+    there = {"amsgrad": True} if name == "AMSGrad" else settings
+    optimizer = getattr(keras.optimizers, "AdamW" if name == "AdamW" else "Adam")(
+        learning_rate=LR, beta_1=B1, beta_2=B2, epsilon=EPS, **there
+    )
     variables = [keras.Variable(START[key], dtype=dtype) for key in ("b", "w")]
     optimizer.build(variables)
 
@@ -229,7 +256,7 @@ def test_20_steps_of_keras_and_20_here_are_40_of_keras(name, dtype, keras):
         return {key: v.value.detach().numpy().copy() for key, v in zip(("b", "w"), variables, strict=True)}
 
     middle = _cast(train(GRADIENTS[:STEPS]), dtype)
-    tx = getattr(adam_jax, name.lower())(LR, B1, B2, EPS, eps_hat=True, **settings)
+    tx = make(LR, B1, B2, EPS, eps_hat=True, **settings)
     state = interop.from_keras(optimizer, tx, middle, order=ORDER)
     _assert_close(_ours(tx, middle, state, GRADIENTS[STEPS:], dtype)[0], train(GRADIENTS[STEPS:]), dtype)
 
