@@ -106,8 +106,8 @@ def to_optax(state: Any, optax_tx: optax.GradientTransformation, params: Any) ->
     kept = _raw(state)
     fresh = optax_tx.init(params)
     old = _only(fresh, optax.ScaleByAdamState)
-    mu, nu = _like(old.mu, kept.mu), _like(old.nu, kept.nu)
-    return _at_count(_replaced(fresh, optax.ScaleByAdamState, old._replace(mu=mu, nu=nu)), kept.count)
+    new = old._replace(mu=_like(old.mu, kept.mu), nu=_like(old.nu, kept.nu))
+    return _at_count(_replaced(fresh, optax.ScaleByAdamState, new), kept.count)
 
 
 def from_torch(
@@ -244,8 +244,8 @@ def from_keras(optimizer: Any, tx: optax.GradientTransformation, params: Any, *,
     def tree(variables: Any) -> Any:
         return jax.tree.map(lambda position: _array(variables[position]), order)
 
-    largest = tree(optimizer._velocity_hats) if optimizer.amsgrad else None
     first, second = tree(optimizer._momentums), tree(optimizer._velocities)
+    largest = tree(optimizer._velocity_hats) if optimizer.amsgrad else None
     return _started(tx, params, count, (float(optimizer.beta_1), float(optimizer.beta_2)), first, second, largest)
 
 
@@ -260,8 +260,8 @@ _REFUSED = {
 }
 
 
-def _raw(state: Any) -> surgery.Moments:
-    """Raw moments as others keep them, in float32 or float64; nu_max is PyTorch's, the largest raw second moment."""
+def _raw(state: Any) -> Any:
+    """`surgery.Moments`, but raw, as others keep them, in float32 or float64."""
     _only(state, _ADAMS)
     held = surgery.read_moments(state)
     if isinstance(held.form, norms.Powers):
@@ -383,10 +383,8 @@ def _torch_kind(group: dict[str, Any]) -> str:
     """Which of PyTorch's optimizers a group of params is of, by its settings: a state dict does not say."""
     if "momentum_decay" in group:
         return "NAdam"
-    if "betas" not in group:
-        return "an optimizer without betas"
-    if "amsgrad" in group:
-        return "Adam"
+    if "betas" not in group or "amsgrad" in group:
+        return "Adam" if "betas" in group else "an optimizer without betas"
     if "weight_decay" not in group:
         return "SparseAdam"
     return "RAdam" if "decoupled_weight_decay" in group else "Adamax"
