@@ -9,7 +9,7 @@ The map, from the arithmetic up:
 * `transforms`: the step, once, over pytrees; `optimizers`: chains of it, with Optax's signatures.
 * `scaling`, `averaging`, `faults`, `low_precision`: what stands around it in a chain. `checks`, `trees`: what is said when
   settings and trees are wrong.
-* `tables`: embedding tables, at the cost of the rows touched. `watch`: what Adam is doing, read from its state, in files and
+* `surgery`: moments read and written. `tables`: embedding tables, at the cost of the rows touched. `watch`: what Adam is doing, read from its state, in files and
   pictures. `online`: the game of Section 4. `shardings`, `interop`: where a state lives, and states of other frameworks.
 * `paper`, `bench`: the paper's experiments and comparisons, on the command line; never imported from here.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from adam_jax.averaging import AverageParamsState, average_params, averaged_params
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
+from adam_jax.low_precision import InFloat32State, in_float32, master_params, set_master_params
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
 from adam_jax.scaling import (
     ScaleByBiasCorrectionState,
@@ -44,11 +45,13 @@ if TYPE_CHECKING:
     from adam_jax import interop as interop
     from adam_jax import online as online
     from adam_jax import shardings as shardings
+    from adam_jax import surgery as surgery
     from adam_jax import tables as tables
     from adam_jax import watch as watch
 
 __all__ = [
     "AverageParamsState",
+    "InFloat32State",
     "ScaleByAdamState",
     "ScaleByAmsgradState",
     "ScaleByBiasCorrectionState",
@@ -63,8 +66,10 @@ __all__ = [
     "average_params",
     "averaged_params",
     "clip_by_global_norm",
+    "in_float32",
     "inverse_sqrt_decay",
     "label_by_path",
+    "master_params",
     "nadam",
     "nadamw",
     "raise_if_stuck",
@@ -75,11 +80,12 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_lp",
     "scale_by_norm",
+    "set_master_params",
     "skip_nonfinite",
     "state_bytes",
 ]
 
-_LATER = ("interop", "online", "shardings", "tables", "watch")  # imported when they are first asked for
+_LATER = ("interop", "online", "shardings", "surgery", "tables", "watch")  # imported when they are first asked for
 
 
 def __getattr__(name: str) -> Any:

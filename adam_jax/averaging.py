@@ -32,6 +32,10 @@ def average_params(decay: ArrayLike | optax.Schedule = 0.999) -> optax.GradientT
     thetabar_t = decay thetabar_{t-1} + (1 - decay) theta_t, divided by 1 - decay^t. With the schedule
     `lambda t: t / (t + 1)` it is the arithmetic mean of all params so far (Polyak-Ruppert).
 
+    The average of low-precision weights is that of their float32 ones if it stands inside:
+    `in_float32(optax.chain(adam(1e-3), average_params()))`, read by `averaged_params(state, master_params(state, params))`.
+    Outside it averages the rounded weights.
+
     Args:
         decay: in [0, 1): number, scalar array or schedule of the count.
 

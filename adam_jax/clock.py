@@ -74,6 +74,6 @@ def running_weight(weight: jax.Array, rate: ArrayLike, count: ArrayLike) -> jax.
 
 
 def corrected_rate(rate: ArrayLike, weight: ArrayLike) -> jax.Array:
-    """rate / w_t: the rate of a bias-corrected average, exactly 1 at its first step; zero while nothing has been weighed."""
+    """Rate / w_t: the rate of a bias-corrected average, exactly 1 at its first step; zero while nothing has been weighed."""
     empty = jnp.asarray(weight) <= 0
     return jnp.where(empty, 0.0, rate / jnp.where(empty, 1.0, weight))

@@ -24,8 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from adam_jax import rounding
-
 __all__ = [
     "coming_window",
     "decode_ratio",
@@ -67,7 +65,7 @@ def decode_ratio(code: jax.Array, ratios: ArrayLike = MOST_RATIOS) -> jax.Array:
 
 
 def encode_root(s: jax.Array, bits: jax.Array, window: jax.Array) -> jax.Array:
-    """s >= 0, float32, as int32: 0 for zero, 1 for the window's lowest number and all below it, and up; without bias inside.
+    """S >= 0, float32, as int32: 0 for zero, 1 for the window's lowest number and all below it, and up; without bias inside.
 
     `window` is int32[2]: the biased exponent of the lowest octave, and the bits after the octave. NaN becomes the lowest.
     """
@@ -86,12 +84,12 @@ def pack(root: jax.Array, ratio: jax.Array, m: jax.Array) -> jax.Array:
     """The bfloat16 number of both codes; m gives the sign, and NaN."""
     number = _number((root << 23) | (ratio << 16))
     number = jnp.where(root == 0, 0.0, jnp.where(m < 0, -number, number))
-    return rounding.narrowed(jnp.where(jnp.isnan(m), jnp.nan, number), jnp.bfloat16)
+    return jnp.where(jnp.isnan(m), jnp.nan, number).astype(jnp.bfloat16)
 
 
 def unpack(packed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The code of s, the code of |m| / s, and the number 1, -1 or NaN by which that is multiplied."""
-    number = rounding.widen(packed)
+    number = packed.astype(jnp.float32)
     pattern = _pattern(number)
     sign = jnp.where(pattern < 0, -1.0, 1.0)
     return (pattern >> 23) & 255, (pattern >> 16) & 127, jnp.where(jnp.isnan(number), jnp.nan, sign)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import scaling, transforms
+from adam_jax import checks, scaling, transforms
 from adam_jax.transforms import Decay, StoragePerLeaf
 
 __all__ = ["adam", "adamax", "adamaxw", "adamw", "amsgrad", "nadam", "nadamw"]
@@ -17,6 +17,7 @@ Rate = ArrayLike | optax.Schedule
 Mask = Any | Callable[[Any], Any] | None
 
 
+@checks.did_you_mean
 def adam(
     learning_rate: Rate = 1e-3,
     b1: Decay = 0.9,
@@ -47,6 +48,7 @@ def adam(
     )  # fmt: skip
 
 
+@checks.did_you_mean
 def adamw(
     learning_rate: Rate = 1e-3,
     b1: Decay = 0.9,
@@ -80,6 +82,7 @@ def adamw(
     )  # fmt: skip
 
 
+@checks.did_you_mean
 def nadam(
     learning_rate: Rate = 1e-3,
     b1: Decay = 0.9,
@@ -102,6 +105,7 @@ def nadam(
     return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, storage=storage)
 
 
+@checks.did_you_mean
 def nadamw(
     learning_rate: Rate = 1e-3,
     b1: Decay = 0.9,
@@ -123,11 +127,10 @@ def nadamw(
         >>> print(updates)
         [-0.0001]
     """
-    return adamw(
-        learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov, storage=storage
-    )
+    return adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=nesterov, storage=storage)
 
 
+@checks.did_you_mean
 def adamax(
     learning_rate: Rate = 2e-3,
     b1: Decay = 0.9,
@@ -152,6 +155,7 @@ def adamax(
     )
 
 
+@checks.did_you_mean
 def adamaxw(
     learning_rate: Rate = 2e-3,
     b1: Decay = 0.9,
@@ -179,6 +183,7 @@ def adamaxw(
     )
 
 
+@checks.did_you_mean
 def amsgrad(
     learning_rate: Rate = 1e-3,
     b1: Decay = 0.9,

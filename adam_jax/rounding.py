@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-__all__ = ["draws", "draws_at", "join", "narrowed", "number", "pattern", "round_to", "split", "stochastic", "stream", "two_sum", "widen"]
+__all__ = ["draws", "draws_at", "join", "number", "pattern", "round_to", "split", "stochastic", "stream", "two_sum", "widen"]
 
 EXPONENT = np.uint32(0x7F800000)
 SIGN = np.uint32(0x80000000)
@@ -159,22 +159,8 @@ def _join_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
 
 
 def widen(x: jax.Array) -> jax.Array:
-    """bfloat16 or float16 as float32.
-
-    Of bfloat16 by bits, since XLA may drop a rounding that is cast back, and on CPU converts more slowly than it moves bits.
-    On TPU arrays of 16 bits cross to 32 by a conversion alone.
-
-    Example:
-        >>> print(widen(jnp.bfloat16(1.5)))
-        1.5
-    """
-    return x.astype(jnp.float32)
-
-
-def narrowed(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """float32 numbers that are on the grid of bfloat16 or float16, in that dtype; of bfloat16 by bits, as `widen`."""
-
-    return x.astype(dtype)
+    """bfloat16 or float16 as float32; by bits, since XLA may drop a rounding that is cast back."""
+    return join(x, jnp.zeros(x.shape, jnp.uint8)) if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
 
 
 def pattern(x: jax.Array) -> jax.Array:

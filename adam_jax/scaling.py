@@ -176,7 +176,7 @@ def add_decayed_weights(
         >>> print(updates)
         [1.5]
     """
-    checks.scalar("weight_decay", weight_decay)
+    checks.scalar("weight_decay", weight_decay, 0.0)
 
     def init_fn(params: Any) -> Any:
         del params

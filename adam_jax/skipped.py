@@ -31,7 +31,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import moments
+from adam_jax import clock, moments
 
 __all__ = ["Rows", "Settings", "catch_up", "log_decay", "weight"]
 
@@ -102,17 +102,18 @@ def catch_up(settings: Settings, rows: Rows, count: ArrayLike, log_keep: jax.Arr
     skipped = now - rows.count
     start = jnp.maximum(rows.count, 1)  # a row that was never touched has no moments, and any weight will do
     steps = jnp.where(rows.count > 0, jnp.minimum(skipped, _cut(settings.b1, settings.b2)), 0)
-    values, log_kept = _moved(settings, rows, start, steps)
+    moved, log_kept = _moved(settings, rows, start, steps)
     ledger = rows.log_keep
     if log_keep is not None and ledger is not None:
-        since = (log_keep - ledger).sum(axis=1)
-        values *= jnp.exp(jnp.where(steps == skipped, 0.0, since - log_kept))[:, None]
+        # one exponential of the sum: a factor for each step would be rounded each time, and always the same way
+        all_kept = jnp.where(steps == skipped, log_kept, (log_keep - ledger).sum(axis=1))
+        moved += moved * jnp.expm1(all_kept - log_kept)[:, None] + rows.values * jnp.expm1(all_kept)[:, None]
         ledger = jnp.where(skipped[:, None] >= 0, log_keep, ledger)
     kept1, kept2 = (
         (jnp.exp(skipped * _log(b, dtype)) * (weight(b, start, dtype) / weight(b, jnp.maximum(now, 1), dtype)))[:, None]
         for b in (settings.b1, settings.b2)
     )
-    return Rows(values, kept1 * rows.mu, kept2 * rows.nu, jnp.maximum(rows.count, now), ledger)
+    return Rows(rows.values + moved, kept1 * rows.mu, kept2 * rows.nu, jnp.maximum(rows.count, now), ledger)
 
 
 def weight(decay: ArrayLike, count: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -153,32 +154,31 @@ def log_decay(rate: ArrayLike, weight_decay: ArrayLike, dtype: DTypeLike) -> jax
 
 
 def _moved(settings: Settings, rows: Rows, start: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The values after each row's `steps` skipped steps, band after band, and the logarithm of their decay alone."""
+    """What each row's `steps` skipped steps add to its values, beside their decay, and the logarithm of that decay."""
     dtype = rows.mu.dtype
     longest = jnp.max(steps, initial=0)
     most = (-0.35 / _log(settings.b2, dtype)).astype(jnp.int32)
 
     def move(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        done, values, log_kept = carry
+        done, moved, log_kept = carry
         earliest = jnp.min(jnp.where(steps > done, start, 2**30), initial=2**30)
         after = jnp.minimum(done + jnp.maximum(jnp.minimum(earliest + done, most), 2), longest)
         sums, x_first = _band(settings, start, jnp.minimum(steps, after), done, after, dtype)
-        values = values * sums.kept[:, None]
+        moved = moved * jnp.exp(sums.log_kept)[:, None]
         for c, x in _two_nodes(sums, x_first):
             eps = jnp.asarray(settings.eps, dtype) * x[:, None]
-            values -= c[:, None] * moments.direction(rows.mu, moments.root(rows.nu), eps)
-        return after, values, log_kept + sums.log_kept
+            moved -= c[:, None] * moments.direction(rows.mu, moments.root(rows.nu), eps)
+        return after, moved, log_kept + sums.log_kept
 
-    start_of_loop = (jnp.zeros_like(longest), rows.values, jnp.zeros(len(steps), dtype))
-    _, values, log_kept = jax.lax.while_loop(lambda carry: carry[0] < longest, move, start_of_loop)
-    return values, log_kept
+    start_of_loop = (jnp.zeros_like(longest), jnp.zeros_like(rows.values), jnp.zeros(len(steps), dtype))
+    _, moved, log_kept = jax.lax.while_loop(lambda carry: carry[0] < longest, move, start_of_loop)
+    return moved, log_kept
 
 
 class _Sums(NamedTuple):
     """A band of skipped steps, as numbers a row."""
 
-    kept: jax.Array  # the product of 1 - lr weight_decay
-    log_kept: jax.Array  # and its logarithm
+    log_kept: jax.Array  # the logarithm of the product of 1 - lr weight_decay
     powers: tuple[jax.Array, ...]  # sums of C y^i for i < 4, where y = x / x_first - 1
 
 
@@ -197,7 +197,7 @@ def _band(
 
     def add(j: jax.Array, sums: _Sums) -> _Sums:
         taken = j <= steps
-        rate = jnp.asarray(moments.at(settings.learning_rate, start + j - 1), dtype)
+        rate = jnp.asarray(clock.at(settings.learning_rate, start + j - 1), dtype)
         w1_now, root_now = w1 + (1.0 - w1) * weight(settings.b1, j, dtype), root_weight2(j)
         decay = jnp.exp(j * (log_b1 - 0.5 * log_b2))
         c = jnp.where(taken, rate * decay * (w1 / w1_now) * (root_now / jnp.sqrt(w2)), 0.0)
@@ -205,10 +205,9 @@ def _band(
         powers = (c, c * y, c * y * y, c * y * y * y)
         if not settings.decays():
             return sums._replace(powers=tuple(s + p for s, p in zip(sums.powers, powers, strict=True)))
-        log_keep = log_decay(rate, moments.at(settings.weight_decay, start + j - 1), dtype)
+        log_keep = log_decay(rate, clock.at(settings.weight_decay, start + j - 1), dtype)
         keep = jnp.where(taken, jnp.exp(log_keep), 1.0)
         return _Sums(
-            sums.kept * keep,
             sums.log_kept + jnp.where(taken, log_keep, 0.0),
             tuple(s * keep + p for s, p in zip(sums.powers, powers, strict=True)),
         )
@@ -220,7 +219,7 @@ def _band(
 
     zero = jnp.zeros(len(steps), dtype)
     turns = (after - done + UNROLL - 1) // UNROLL
-    sums = jax.lax.fori_loop(0, turns, turn, _Sums(zero + 1.0, zero, (zero,) * 4))
+    sums = jax.lax.fori_loop(0, turns, turn, _Sums(zero, (zero,) * 4))
     x_first = jnp.exp(jnp.minimum(-0.5 * first * log_b2, 60.0)) * root_first / jnp.sqrt(w2)
     return sums, x_first
 
@@ -247,7 +246,7 @@ def _cut(b1: ArrayLike, b2: ArrayLike) -> ArrayLike:
     """K: the steps after the first K skipped ones move no coordinate by more than `CUT` learning rates in all."""
     xp = np if isinstance(b1, (int, float)) and isinstance(b2, (int, float)) else jnp
     log_rho = xp.log(xp.maximum(b1, 1e-38)) - 0.5 * xp.log(b2)
-    rate1, rate2 = moments.complement(b1), moments.complement(b2)
+    rate1, rate2 = clock.complement(b1), clock.complement(b2)
     bound = rate1 / xp.sqrt(rate2 * (1.0 - b1 * b1 / b2))
     return xp.ceil(xp.log(CUT * -xp.expm1(log_rho) / bound) / log_rho).astype(xp.int32)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import codes, moments, rounding, trees
+from adam_jax import checks, codes, moments, rounding, trees
 from adam_jax.trees import At
 
 __all__ = ["Choice", "Code", "Codes", "Int8", "Kept", "Limits", "Storage", "StorageLike", "bfloat16", "int8", "state_bytes"]
@@ -243,7 +243,9 @@ class Int8(Storage):
         extremes = jnp.stack([codes.extremes(packed) for packed in old])
         moving, windows = moving._replace(count=_after(moving.count, extremes)), kept.windows[:, 2:]
         sizes = [s.astype(jnp.float32) for s in moving.advance(moving.g)]
-        root, *more = (codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True)))
+        root, *more = (
+            codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True))
+        )
         ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
@@ -280,6 +282,8 @@ def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
         [1 1 1.00781 1.00781]
     """
     code = _ROUNDED[np.dtype(jnp.bfloat16)]
+    checks.whole("smallest", smallest, 0)
+    checks.whole("seed", seed, 0)
     return Storage(code, code, smallest, seed, Bfloat16Codes)
 
 
@@ -298,6 +302,8 @@ def int8(*, smallest: int = SMALLEST, seed: int = 0) -> Storage:
         >>> print(scale_by_adam(storage=int8(smallest=0)).init(jnp.ones(3)).mu)
         [0 0 0]
     """
+    checks.whole("smallest", smallest, 0)
+    checks.whole("seed", seed, 0)
     return Int8(smallest=smallest, seed=seed)
 
 
@@ -401,7 +407,9 @@ def held_by(kept: Kept, own: Storage | None = None) -> Storage:
     for storage in (own, Int8(), bfloat16(), Storage(), Storage(_ROUNDED[np.dtype(jnp.bfloat16)]), *_PLAIN):
         if storage is not None and _is_kept_by(storage, kept):
             return storage
-    raise ValueError(f"storage must be given to read moments of {kept.mu.dtype} and {kept.nus[0].dtype}: in codes of your own")
+    raise ValueError(
+        f"storage must be given to read moments of {kept.mu.dtype} and {kept.nus[0].dtype}: in codes of your own"
+    )
 
 
 def _first(choice: Any) -> Code | np.dtype | None:
@@ -451,8 +459,8 @@ def _code(dtype: DTypeLike) -> Code:
     """bfloat16 or float16, rounded without bias."""
     return Code(
         np.dtype(dtype),
-        lambda x, bits: rounding.narrowed(rounding.round_to(x, dtype, bits), dtype),
-        rounding.widen,
+        lambda x, bits: rounding.round_to(x, dtype, bits).astype(dtype),
+        lambda kept: kept.astype(jnp.float32),
     )
 
 

@@ -181,5 +181,7 @@ def _change(given: Any, held: Any) -> Any:
 
 def _largest_ratio(mu: list[jax.Array], size: list[jax.Array]) -> jax.Array:
     """The most that |mu| is in units of the size, which bounds what narrow moments may hold."""
-    each = [jnp.max(jnp.where(s > 0, jnp.abs(m) / jnp.where(s > 0, s, 1), 0), initial=0) for m, s in zip(mu, size, strict=True)]
+    each = [
+        jnp.max(jnp.where(s > 0, jnp.abs(m) / jnp.where(s > 0, s, 1), 0), initial=0) for m, s in zip(mu, size, strict=True)
+    ]
     return jnp.max(jnp.stack(each)).astype(jnp.float32) if each else jnp.float32(0.0)

@@ -127,6 +127,8 @@ def scale_by_norm(
     checks.decay("b1", b1)
     checks.decay("b2", b2)
     checks.at_least("eps", eps, 0.0)
+    for name, flag in {"nesterov": nesterov, "correct_mu": correct_mu, "correct_nu": correct_nu, "eps_hat": eps_hat}.items():
+        checks.flag(name, flag)
     choice = Choice(storage, mu_dtype)
     norm = norm.rooted() if choice.rooted else norm
     form = norm.form(choice.codes)
@@ -164,7 +166,9 @@ def scale_by_norm(
         def step(at: trees.At, g: ArrayLike, *kept: jax.Array) -> tuple[Any, ...]:
             how, stream, windows = leaves[at.number]
             of_leaf = norm.rooted(coarse=True) if how.narrow else norm
-            u, new = _leaf_step(how, ahead, of_leaf, jnp.asarray(g), Kept(kept[0], kept[1:], windows), k, limits, count, stream)
+            u, new = _leaf_step(
+                how, ahead, of_leaf, jnp.asarray(g), Kept(kept[0], kept[1:], windows), k, limits, count, stream
+            )
             extremes[at.number] = new.windows
             return u, new.mu, *new.nus
 

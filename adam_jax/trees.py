@@ -16,7 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["At", "Unchanged", "every", "is_absent", "is_trained", "label_by_path", "map_params", "map_updates", "only", "with_paths"]
+__all__ = [
+    "At",
+    "Unchanged",
+    "every",
+    "is_absent",
+    "is_trained",
+    "label_by_path",
+    "map_params",
+    "map_updates",
+    "only",
+    "with_paths",
+]
 
 ABSENT = np.zeros([], bool)  # what a state has for a leaf that is not trained
 
@@ -141,7 +152,9 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
                 raise ValueError(f"labels must find a leaf each, got {expression.pattern!r}, but the paths are {paths}")
             shared = next((path for path in matching if paths.count(path) > 1), None)
             if shared:
-                raise ValueError(f"labels must tell leaves apart, got {expression.pattern!r}, but two leaves are at {shared}")
+                raise ValueError(
+                    f"labels must tell leaves apart, got {expression.pattern!r}, but two leaves are at {shared}"
+                )
         there = [path for path, leaf in everything if not (leaf is None or isinstance(leaf, optax.MaskedNode))]
         found = [next((x for e, x in expressions.items() if e.search(path)), default) for path in there]
         return jax.tree.unflatten(jax.tree.structure(tree), found)

@@ -125,7 +125,7 @@ def test_complex_leaves_have_real_second_moments_of_the_absolute_value():
 
 
 def test_complex_moments_take_the_dtype_of_their_parts():
-    tx = adam_jax.scale_by_adam(mu_dtype=jnp.float32, nu_dtype=jnp.float32)
+    tx = adam_jax.scale_by_adam(mu_dtype=jnp.float32)
     assert tx.init(jnp.zeros(2, jnp.complex64)).mu.dtype == jnp.complex64
     with pytest.raises(ValueError, match="mu_dtype"):
         adam_jax.scale_by_adam(mu_dtype=jnp.float16).init({"z": jnp.zeros(2, jnp.complex64)})

@@ -1,5 +1,6 @@
 """Data files: right ones are read right, wrong ones are named with what to do."""
 
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -7,14 +8,16 @@ import io
 import pickle
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
 
 pytest.importorskip("mlxtend", reason='pip install "adam_jax[paper]"')
 
-from adam_jax.paper import data, formats
+from adam_jax.paper import cifar, data, downloads
 from adam_jax.paper.data import Where
+from adam_jax.paper.downloads import Known, fetch
 from adam_jax.paper.formats import DataError
 
 PACKAGE = Where(source="package")
@@ -103,7 +106,7 @@ def test_a_folder_without_the_data_is_never_replaced_by_a_package(tmp_path):
         (lambda raw: gzip.compress(raw)[:-9], "cannot be read"),
         (lambda raw: b"\x1f\x8b" + raw, "cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_idx_file_is_named(tmp_path, damage, said):
     _write_digits(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
@@ -145,11 +148,11 @@ def _batches(content=None, protocol=2):
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_cifar_batches_are_read_in_order_with_channels_last(tmp_path, protocol):
     batches, pickled = _batches(protocol=protocol)
-    x, y = formats.read_cifar(_archive(tmp_path / "a.tar.gz", pickled), "train")
+    x, y = cifar.read_cifar(_archive(tmp_path / "a.tar.gz", pickled), "train")
     assert x.shape == (15, 32, 32, 3)
     np.testing.assert_array_equal(x[3, :, :, 1].ravel(), batches["data_batch_2"][b"data"][0, 1024:2048])
     np.testing.assert_array_equal(y[:3], [1, 0, 9])
-    assert len(formats.read_cifar(tmp_path / "a.tar.gz", "test")[0]) == 3
+    assert len(cifar.read_cifar(tmp_path / "a.tar.gz", "test")[0]) == 3
 
 
 class _Evil:
@@ -168,12 +171,12 @@ class _Evil:
         (b"\x80\x02", "cannot be read"),
         (b"", "cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_a_cifar_batch_runs_nothing_and_damage_is_named(tmp_path, monkeypatch, content, said):
     monkeypatch.chdir(tmp_path)
     path = _archive(tmp_path / "a.tar.gz", _batches(content)[1])
     with pytest.raises(DataError, match=said):
-        formats.read_cifar(path, "train")
+        cifar.read_cifar(path, "train")
     assert not (tmp_path / "evil").exists()
 
 
@@ -184,17 +187,27 @@ def test_archives_with_another_checksum_are_refused(tmp_path):
             load(Where(tmp_path))
 
 
+def _know(monkeypatch, path):
+    """Take the archive of reviews at that path for the right one."""
+    known = data.IMDB_ARCHIVE._replace(md5=hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(data, "IMDB_ARCHIVE", known)
+
+
 def test_reviews_are_read_from_the_archive(tmp_path, monkeypatch):
-    files = {"aclImdb/train/pos/0_9.txt": b"A good film", "aclImdb/train/neg/0_2.txt": b"A bad film<br />bad",
-             "aclImdb/train/unsup/0_0.txt": b"not this", "aclImdb/test/pos/0_9.txt": b"nor this"}  # fmt: skip
+    files = {
+        "aclImdb/train/pos/0_9.txt": b"A good film",
+        "aclImdb/train/neg/0_2.txt": b"A bad film<br />bad",
+        "aclImdb/train/unsup/0_0.txt": b"not this",
+        "aclImdb/test/pos/0_9.txt": b"nor this",
+    }
     path = _archive(tmp_path / "aclImdb_v1.tar.gz", files)
-    monkeypatch.setattr(data, "IMDB_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    _know(monkeypatch, path)
     reviews = data.imdb(Where(tmp_path), words=4)
     order = np.argsort(reviews.y)
     assert reviews.y[order].tolist() == [0, 1]
     assert reviews.x[order].sum(1).tolist() == [3, 3]
     path.write_bytes(path.read_bytes()[:-30])
-    monkeypatch.setattr(data, "IMDB_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    _know(monkeypatch, path)
     with pytest.raises(DataError, match="cannot be read"):
         data.imdb(Where(tmp_path))
 
@@ -238,46 +251,76 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
-    """A web site of three files."""
+    """A web site of five files, two of which never end."""
 
     def do_GET(self):
-        if self.path not in ("/whole", "/other", "/cut"):
+        if self.path not in ("/whole", "/other", "/cut", "/endless", "/dripping"):
             self.send_error(404)
             return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        self.wfile.write({"/whole": CONTENT, "/other": CONTENT[::-1], "/cut": CONTENT[:50_000]}[self.path])
+        with contextlib.suppress(OSError):
+            self.send_response(200)
+            if self.path == "/dripping":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not self.server.closing.wait(0.05):
+                    self.wfile.write(b".")
+                return
+            if self.path == "/endless":
+                self.end_headers()
+                while not self.server.closing.is_set():
+                    self.wfile.write(CONTENT)
+                return
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write({"/whole": CONTENT, "/other": CONTENT[::-1], "/cut": CONTENT[:50_000]}[self.path])
+
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """The address of a real server; downloads go to `tmp_path`."""
+    """From a name to a file of a real server; downloads go to `tmp_path`."""
     pytest.importorskip("pooch")
     monkeypatch.setenv("ADAM_JAX_CACHE", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Site) as server:
+        server.closing = threading.Event()
         threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        yield lambda name: Known(f"http://127.0.0.1:{server.server_address[1]}/{name}", MD5, len(CONTENT))
+        server.closing.set()
         server.shutdown()
 
 
-@pytest.mark.parametrize(("name", "said"), [("other", "MD5"), ("cut", "IncompleteRead"), ("absent", "404")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("other", "MD5"), ("cut", "IncompleteRead"), ("absent", "404"), ("endless", "sends more than")],
+)
 def test_a_download_that_fails_leaves_nothing_behind(site, tmp_path, name, said):
     with pytest.raises(DataError, match=f"{name} could not be downloaded to .*{said}"):
-        data._fetch(site, name, MD5)
+        fetch(site(name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_drips_is_cut_off(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "PATIENCE", 0.3)
+    monkeypatch.setattr(downloads, "SLOWEST", 10**9)
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="did not come within 0 s, and was cut off"):
+        fetch(site("dripping"))
+    assert time.monotonic() - begin < 10
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("site")
 def test_a_site_that_does_not_answer_is_an_error(tmp_path):
     with pytest.raises(DataError, match="could not be downloaded"):
-        data._fetch("http://127.0.0.1:1/", "whole", MD5)
+        fetch(Known("http://127.0.0.1:1/whole", MD5, len(CONTENT)))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_download_is_kept_and_a_half_written_one_is_fetched_again(site, tmp_path):
-    assert data._fetch(site, "whole", MD5).read_bytes() == CONTENT
+    assert fetch(site("whole")).read_bytes() == CONTENT
     (tmp_path / "whole").write_bytes(CONTENT[:50_000])
-    assert data._fetch(site, "whole", MD5).read_bytes() == CONTENT
-    assert data._fetch("http://127.0.0.1:1/", "whole", MD5).read_bytes() == CONTENT  # from the cache: nobody is asked
+    assert fetch(site("whole")).read_bytes() == CONTENT
+    kept = fetch(Known("http://127.0.0.1:1/whole", MD5, len(CONTENT)))  # from the cache: nobody is asked
+    assert kept.read_bytes() == CONTENT

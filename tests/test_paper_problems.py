@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import adam_jax.paper
-from adam_jax.paper import figure1, figure2, figure3, figure4, problems
-from adam_jax.paper.lab import Comparison
-from adam_jax.paper.results import Table
+from adam_jax.paper import figure1, figure2, figure3, figure4, plots, problems
+from adam_jax.paper.contest import Comparison
+from adam_jax.paper.results import Curve, Panel, Result, Table
 from adam_jax.paper.training import Curves
 
 KEY = jax.random.key(0)
@@ -38,6 +38,21 @@ def test_logistic_cost_is_the_negative_log_likelihood_and_the_penalty():
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     expected = -log_p[np.arange(6), Y].mean() + 0.25 * np.sum(np.float64(params["w"]) ** 2)
     np.testing.assert_allclose(jax.jit(problem.cost)(params, X, Y, KEY), expected, rtol=1e-6)  # float32
+
+
+def test_shared_panels_have_one_scale_and_one_legend():
+    curves = [
+        [Curve("a", np.arange(3), np.full((2, 3), height), "r"), Curve("b", np.arange(3), np.ones((1, 3)), "k", dashed=True)]
+        for height in (1.0, 500.0)
+    ]
+    panels = [Panel(f"panel {k}", "x", "y", lines) for k, lines in enumerate(curves)]
+    figure = plots.draw(Result("t", panels, [], [], {}, shared=True))
+    assert len({axis.get_ylim() for axis in figure.axes}) == 1
+    assert [len(figure.legends), *(axis.get_legend() for axis in figure.axes)] == [1, None, None]
+    below, above = figure.axes[0].lines  # on one another, and both to be seen: dashes and rings over a line and dots
+    assert above.get_zorder() > below.get_zorder()
+    assert above.get_markersize() > below.get_markersize()
+    assert above.get_markerfacecolor() == "none"
 
 
 @pytest.mark.parametrize("noise", [0.2, 0.5])

@@ -117,3 +117,17 @@ def test_a_catch_up_has_no_loop_over_the_steps_skipped():
     )
     np.testing.assert_array_equal(far.values, near.values)  # two billion steps would not end
     assert float(far.mu[0, 0]) == 0.0
+
+
+@pytest.mark.parametrize("skip", [40, 150, 1000, 100_000])
+@pytest.mark.parametrize("shrink", [1e-6, 1e-7, 2.5e-8])
+def test_a_weight_decay_below_half_a_unit_of_float32_acts_over_many_skipped_steps(skip, shrink):
+    settings = skipped.Settings(1.0, 0.9, 0.999, 1e-8, shrink)
+    values = 1.5 + jnp.arange(512)[None] / 512  # of many roundings; one has half a unit
+    log_keep = skip * np.log1p(-shrink)
+    ledger = jnp.array([log_keep, log_keep - np.float32(log_keep)], jnp.float32)
+    zero = jnp.zeros_like(values)
+    rows = skipped.Rows(values, zero, zero, jnp.array([1]), jnp.zeros((1, 2)))
+    after = _catch_up(settings, rows, 1 + skip, ledger).values
+    shrunk = np.log(np.asarray(after, np.float64) / np.asarray(values)).mean()
+    assert abs(shrunk / log_keep - 1) < 1e-3  # of single factors 1.19 at 1e-7, and none at 2.5e-8

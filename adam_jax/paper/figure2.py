@@ -1,97 +1,97 @@
-"""Figure 2: a net with two hidden layers on MNIST, with dropout and with a deterministic cost (Section 6.2)."""
+"""Figure 2: a net with two hidden layers on MNIST, with dropout and with a deterministic cost (Section 6.2).
 
-from typing import Any
+The paper's quasi-Newton method is SFO; here it is Optax's L-BFGS with its zoom line search on each minibatch.
+"""
+
+from functools import partial
 
 import numpy as np
 
 from adam_jax.paper import data, problems
-from adam_jax.paper.lab import PASSES, Comparison, Lab, Plan, caption, compare, subset
+from adam_jax.paper.contest import DROPOUT, PASSES, Comparison, Contest, Parts
+from adam_jax.paper.lab import MNIST, Figure, Plan, mnist_train
 from adam_jax.paper.methods import METHODS
-from adam_jax.paper.results import Claim, Curve, Panel, Result
-from adam_jax.paper.training import Curves, Job
+from adam_jax.paper.results import Claim, Curve, Panel
+from adam_jax.paper.training import Curves
 
-__all__ = ["fig2a", "fig2b"]
+__all__ = ["FIG2A", "FIG2B"]
 
-ADAPTIVE = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
-
-
-def fig2a(lab: Lab) -> Result:
-    """The net with dropout: AdaGrad, RMSProp, SGD with Nesterov momentum, AdaDelta and Adam.
-
-    Args:
-        lab: data, settings and where to train.
-
-    Returns:
-        One panel, one table, one claim.
-
-    Example:
-        >>> fig2a.__name__
-        'fig2a'
-    """
-    plan = lab.plan(Plan(epochs=200, seeds=3, search=5), Plan(epochs=2, seeds=2, search=1, examples=1280, alphas=3))
-    digits = data.mnist(lab.where)
-    x, y = subset(digits, plan)
-    problem = problems.perceptron(x.shape[1], 10)
-    grids = {
-        "adagrad": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "rmsprop": ADAPTIVE, "sgd": [3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
-        "adadelta": [0.1, 0.3, 1.0, 3.0, 10.0], "adam": ADAPTIVE,
-    }  # fmt: skip
-
-    def job(name: str, method: str, grid: Any, seeds: tuple[int, ...], epochs: int) -> Job:
-        return Job(name, method, problem, x, y, grid, seeds, epochs, records=4)
-
-    title = f"{digits.title} Multilayer Neural Network + dropout"
-    found = compare(lab, plan, title, grids, job)
-    over = {name: found.overall(name) for name in grids}
-    claim = Claim(
-        "Adam converges fastest (lowest mean cost over the run)",
-        min(over, key=lambda name: over[name]) == "adam",
-        ", ".join(f"{METHODS[name].label} {cost:.4f}" for name, cost in over.items()),
-    )
-    note = caption(digits, len(x), plan, lab.quick, "dropout 0.5, of the input 0.2")
-    panel = Panel(title, PASSES, "training cost", found.lines(), logarithmic=True)
-    settings = {"data": digits.name, "source": digits.source, "plan": vars(plan), "alphas": found.alphas,
-                "grids": found.grids, "problem": problem.settings}  # fmt: skip
-    return Result("Figure 2a", [panel], [found.table], [claim], settings, note, columns=1)
+_ADAPTIVE = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+_NET = "Multilayer Neural Network"
+DROPOUT_GRIDS = {
+    "adagrad": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "rmsprop": _ADAPTIVE,
+    "sgd": [3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+    "adadelta": [0.1, 0.3, 1.0, 3.0, 10.0],
+    "adam": _ADAPTIVE,
+}
 
 
-def fig2b(lab: Lab) -> Result:
-    """The net with a deterministic cost: Adam against a quasi-Newton method, by iterations and by seconds.
+def _dropout_panels(digits: data.Dataset, found: Parts) -> list[Panel]:
+    title = f"{digits.title} {_NET} + dropout"
+    return [Panel(title, PASSES, "training cost", found[DROPOUT].lines(), logarithmic=True)]
 
-    The paper's rival is SFO; here it is Optax's L-BFGS with its zoom line search on each minibatch.
 
-    Args:
-        lab: data, settings and where to train.
-
-    Returns:
-        Two panels, one table, three claims.
-
-    Example:
-        >>> fig2b.__name__
-        'fig2b'
-    """
-    plan = lab.plan(Plan(epochs=50, seeds=3, search=5), Plan(epochs=2, seeds=2, search=1, examples=640, alphas=2))
-    digits = data.mnist(lab.where)
-    x, y = subset(digits, plan)
-    problem = problems.perceptron(x.shape[1], 10, noise=0.0, input_noise=0.0, l2=1e-4)
-
-    def job(name: str, method: str, grid: Any, seeds: tuple[int, ...], epochs: int) -> Job:
-        return Job(name, method, problem, x, y, grid, seeds, epochs, records=5, apart=name.startswith("final"))
-
-    grids = {"lbfgs": [1.0], "adam": ADAPTIVE}
-    title = f"{digits.title} Multilayer Neural Network, deterministic cost"
-    found = compare(lab, plan, title, grids, job)
-    by_seconds = [
-        Curve(METHODS[name].label, curves.seconds, curves.costs[:, 0], METHODS[name].colour)
-        for name, curves in found.curves.items()
+def _adam_first(found: Parts) -> list[Claim]:
+    over = {name: found[DROPOUT].overall(name) for name in found[DROPOUT].curves}
+    numbers = ", ".join(f"{METHODS[name].label} {cost:.4f}" for name, cost in over.items())
+    return [
+        Claim("Adam converges fastest (lowest mean cost over the run)", min(over, key=lambda m: over[m]) == "adam", numbers)
     ]
-    panels = [Panel("by " + PASSES, PASSES, "training cost", found.lines(), logarithmic=True),
-              Panel("by time", "seconds", "training cost", by_seconds, logarithmic=True)]  # fmt: skip
-    rival = "the paper's rival is SFO, which keeps its minibatches; here L-BFGS of Optax, line search on each new minibatch"
-    note = caption(digits, len(x), plan, lab.quick, rival)
-    settings = {"data": digits.name, "source": digits.source, "plan": vars(plan), "alphas": found.alphas,
-                "grids": found.grids, "problem": problem.settings}  # fmt: skip
-    return Result(f"Figure 2b: {title}", panels, [found.table], _against_quasi_newton(found), settings, note)
+
+
+FIG2A = Figure(
+    "fig2a",
+    "net of 2 x 1000 units with dropout",
+    MNIST,
+    "--epochs 10, of 200: 58 min beside other work",
+    full=Plan(epochs=200, seeds=3, search=5),
+    quick=Plan(epochs=2, seeds=2, search=1, examples=1280, alphas=3),
+    data=mnist_train,
+    make=Contest(
+        "Figure 2a",
+        _NET,
+        DROPOUT_GRIDS,
+        {DROPOUT: partial(problems.perceptron, classes=10)},
+        _dropout_panels,
+        _adam_first,
+        {"records": 4},
+        ("dropout 0.5, of the input 0.2",),
+    ),
+)
+
+
+def _deterministic_panels(digits: data.Dataset, found: Parts) -> list[Panel]:
+    name = f"{digits.title} {_NET}, "
+    timed = [
+        Curve(METHODS[name].label, curves.seconds, curves.costs[:, 0], METHODS[name].colour)
+        for name, curves in found[""].curves.items()
+    ]
+    return [
+        Panel(f"{name}by {PASSES}", PASSES, "training cost", found[""].lines(), logarithmic=True),
+        Panel(f"{name}by time", "seconds", "training cost", timed, logarithmic=True),
+    ]
+
+
+FIG2B = Figure(
+    "fig2b",
+    "the same net, deterministic, and L-BFGS",
+    MNIST,
+    "--epochs 4, of 50: 24 min on one core",
+    full=Plan(epochs=50, seeds=3, search=5),
+    quick=Plan(epochs=2, seeds=2, search=1, examples=640, alphas=2),
+    data=mnist_train,
+    make=Contest(
+        f"Figure 2b: {_NET}, deterministic cost",
+        f"{_NET}, deterministic cost",
+        {"lbfgs": [1.0], "adam": _ADAPTIVE},
+        {"": partial(problems.perceptron, classes=10, noise=0.0, input_noise=0.0, l2=1e-4)},
+        _deterministic_panels,
+        lambda found: _against_quasi_newton(found[""]),
+        {"records": 5, "apart": True},
+        ("the paper's rival is SFO, which keeps its minibatches; here L-BFGS of Optax, line search on each new minibatch",),
+    ),
+)
 
 
 def _against_quasi_newton(found: Comparison) -> list[Claim]:

@@ -1,28 +1,47 @@
-"""Reading the files in which the data sets come: IDX, CIFAR-10's pickles, reviews as text. What is damaged is said so."""
+"""Reading the files in which the data sets come: IDX, reviews as text, archives. What is damaged is said so.
+
+No size in a file is believed before it is known that the file can hold it, and nothing is read that is larger than the data
+sets are: memory is bounded by what a file may honestly ask for.
+"""
 
 import collections
+import contextlib
 import csv
 import gzip
-import io
 import itertools
 import math
-import pickle
 import re
 import tarfile
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-__all__ = ["DataError", "as_idx", "bag_of_words", "read_cifar", "read_idx", "read_review_archive", "read_review_table"]
+__all__ = ["DataError", "bag_of_words", "members", "read_idx", "read_review_archive", "read_review_table", "readable"]
 
-DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError, pickle.UnpicklingError, ValueError, KeyError, TypeError)
+LARGEST = 2**29  # bytes of a file, as it lies there; CIFAR-10's archive has 170 million
+LARGEST_ARRAY = 2**30  # bytes of an array; IMDB's bags of words have 250 million
+LARGEST_MEMBER = 2**26  # bytes of one file in an archive; a batch of CIFAR-10 has 31 million
+MOST_REVIEWS, MOST_DIMENSIONS = 100_000, 8
+DEFLATE = 1032  # gzip makes a file at most that many times smaller
 
 
 class DataError(Exception):
     """Data that is absent, damaged or not what it is called; the message is one line that says what to do."""
+
+
+@contextlib.contextmanager
+def readable(path: Path, advice: str = "fetch it again") -> Iterator[None]:
+    """Whatever goes wrong with a file inside is a DataError that names it: zip, tar, pickle and numpy raise their own."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST:,} bytes")
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DataError(f"{path} cannot be read ({reason}): {advice}") from None
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -44,106 +63,30 @@ def read_idx(path: Path) -> np.ndarray:
         >>> read_idx(path)
         array([7, 9], dtype=uint8)
     """
-    try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-    except DAMAGED as error:
-        raise DataError(f"{path} cannot be read ({error}): fetch it again") from None
-    if raw[:3] != b"\x00\x00\x08" or len(raw) < 4:
-        raise DataError(f"{path} is not an IDX file of bytes: it must begin with 00 00 08, got {raw[:3].hex(' ')!r}")
-    dimensions = raw[3]
-    header = 4 + 4 * dimensions
-    shape = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(4, header, 4))
-    if len(raw) != header + math.prod(shape):
-        raise DataError(
-            f"{path} must hold {header + math.prod(shape)} bytes for shape {shape}, got {len(raw)}: "
-            "it is truncated or damaged, fetch it again"
-        )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
-
-
-def as_idx(array: np.ndarray) -> bytes:
-    """What an IDX file of that array holds, not compressed.
-
-    Args:
-        array: uint8.
-
-    Returns:
-        The file's bytes.
-
-    Example:
-        >>> as_idx(np.array([7, 9], np.uint8)).hex(" ")
-        '00 00 08 01 00 00 00 02 07 09'
-    """
-    shape = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
-
-
-class _Bytes:
-    """What a pickled numpy array becomes here: a shape and its bytes, nothing executed."""
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, raw = state
-        if not isinstance(dtype, _Dtype) or dtype.name not in ("u1", b"u1") or fortran or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("only C-ordered arrays of uint8 are expected")
-        self.array = np.frombuffer(raw, np.uint8).reshape(shape)
-
-
-class _Dtype:
-    def __init__(self, name: Any, *_: Any) -> None:
-        self.name = name
-
-    def __setstate__(self, state: Any) -> None:
-        del state
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler to which a uint8 array is the only object there is beyond lists, dicts, text and numbers."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        known = {"_reconstruct": lambda *_: _Bytes(), "ndarray": _Bytes, "dtype": _Dtype}
-        if module_name in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and global_name in known:
-            return known[global_name]
-        if (module_name, global_name) == ("_codecs", "encode"):
-            return lambda text, encoding: text.encode(encoding)
-        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is refused")
-
-
-def read_cifar(path: Path, half: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels from cifar-10-python.tar.gz; its pickles are read without running anything that they ask for.
-
-    Args:
-        path: the archive.
-        half: "train", the five batches, or "test".
-
-    Returns:
-        uint8 images [n, 32, 32, 3] and int32 labels [n].
-
-    Raises:
-        DataError: for an archive that cannot be read, lacks a batch, or pickles anything but uint8 arrays.
-
-    Example:
-        >>> read_cifar(Path("absent.tar.gz"), "train")
-        Traceback (most recent call last):
-        adam_jax.paper.formats.DataError: absent.tar.gz cannot be read (...): fetch it again
-    """
-    names = [f"data_batch_{k}" for k in range(1, 6)] if half == "train" else ["test_batch"]
-    images, labels = [], []
-    try:
-        with tarfile.open(path) as archive:
-            for name in names:
-                member = archive.extractfile(f"cifar-10-batches-py/{name}")
-                if member is None:
-                    raise KeyError(f"{name} is no file")
-                batch = _ArraysOnly(io.BytesIO(member.read()), encoding="bytes").load()
-                images.append(batch[b"data"].array.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-                labels.append(np.asarray(batch[b"labels"], np.int32))
-                if len(images[-1]) != len(labels[-1]):
-                    raise ValueError(f"{name} has {len(images[-1])} images and {len(labels[-1])} labels")
-    except (*DAMAGED, AttributeError, IndexError, ImportError) as error:
-        raise DataError(f"{path} cannot be read ({error}): fetch it again") from None
-    return np.concatenate(images), np.concatenate(labels)
+    with readable(path), path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file = gzip.GzipFile(fileobj=raw) if packed else raw
+        start = file.read(4)
+        if start[:3] != b"\x00\x00\x08" or len(start) < 4:
+            raise DataError(f"{path} is not an IDX file of bytes: it must begin with 00 00 08, got {start[:3].hex(' ')!r}")
+        if not 0 < start[3] <= MOST_DIMENSIONS:
+            raise DataError(f"{path} must have 1 to {MOST_DIMENSIONS} dimensions, got {start[3]}: it is damaged")
+        sizes = file.read(4 * start[3])
+        shape = tuple(int.from_bytes(sizes[at : at + 4], "big") for at in range(0, len(sizes), 4))
+        count, held = math.prod(shape), path.stat().st_size * (DEFLATE if packed else 1)
+        if not 0 < count <= min(held, LARGEST_ARRAY):
+            raise DataError(
+                f"{path} cannot hold the shape {shape} that it claims: it is truncated or damaged, fetch it again"
+            )
+        content = file.read(count + 1)
+        if len(content) != count or len(sizes) != 4 * start[3]:
+            found = f"{len(content):,}" if len(content) <= count else "more"
+            raise DataError(
+                f"{path} must hold {count:,} bytes for shape {shape}, got {found}: "
+                "it is truncated or damaged, fetch it again"
+            )
+        return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def read_review_table(path: Path) -> tuple[list[str], np.ndarray]:
@@ -166,16 +109,17 @@ def read_review_table(path: Path) -> tuple[list[str], np.ndarray]:
         (['good', 'bad'], array([1, 0], dtype=int32))
     """
     texts, labels = [], []
-    try:
+    with readable(path, "it must be a table of text, label 0 or 1 and source"):
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file, strict=True):
+                if None in row or None in row.values():
+                    raise ValueError(f"row {len(texts) + 1} has more or fewer columns than the first line")
                 if row["source"] == "imdb":
                     texts.append(row["text"])
                     labels.append({"0": 0, "1": 1}[row["label"]])
-    except (*DAMAGED, csv.Error) as error:
-        raise DataError(f"{path} is no table of text, label 0 or 1 and source ({type(error).__name__}: {error})") from None
-    if not texts:
-        raise DataError(f"{path} holds no reviews from imdb")
+                    _bounded(len(texts))
+        if not texts:
+            raise ValueError("it holds no reviews from imdb")
     return texts, np.asarray(labels, np.int32)
 
 
@@ -191,38 +135,52 @@ def read_review_archive(path: Path, half: str) -> tuple[list[str], np.ndarray]:
 
     Raises:
         DataError: for an archive that cannot be read or holds no reviews.
-
-    Example:
-        >>> read_review_archive(Path("absent.tar.gz"), "train")
-        Traceback (most recent call last):
-        adam_jax.paper.formats.DataError: absent.tar.gz cannot be read (...): fetch it again
     """
     texts, labels = [], []
-    pattern = re.compile(rf"(\./)?aclImdb/{half}/(pos|neg)/[^/]+\.txt")
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                match = pattern.fullmatch(member.name)
-                file = archive.extractfile(member) if match else None
-                if match and file:
-                    texts.append(file.read().decode("utf-8"))
-                    labels.append(int(match[2] == "pos"))
-    except DAMAGED as error:
-        raise DataError(f"{path} cannot be read ({error}): fetch it again") from None
-    if not texts:
-        raise DataError(f"{path} holds no reviews under aclImdb/{half}")
+    pattern = re.compile(rf"(?:\./)?aclImdb/{half}/(pos|neg)/[^/]+\.txt")
+    with readable(path):
+        for match, content in members(path, pattern):
+            texts.append(content.decode("utf-8"))
+            labels.append(int(match[1] == "pos"))
+            _bounded(len(texts))
+        if not texts:
+            raise ValueError(f"it holds no reviews under aclImdb/{half}")
     return texts, np.asarray(labels, np.int32)
 
 
+class _Unpacked(gzip.GzipFile):
+    """What is in a gzip file, of which `tarfile` may not ask more at a time than a member can be long."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= LARGEST_MEMBER:
+            raise tarfile.ReadError(f"it has a part larger than {LARGEST_MEMBER:,} bytes")
+        return super().read(size)
+
+
+def members(path: Path, pattern: re.Pattern[str]) -> Iterator[tuple[re.Match[str], bytes]]:
+    """The plain files in a .tar.gz whose whole name matches, in the archive's order; links are not followed."""
+    with _Unpacked(path, "rb") as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
+        for member in archive:
+            match = pattern.fullmatch(member.name)
+            if not (match and member.isreg()):
+                continue
+            file = None if member.issparse() else archive.extractfile(member)
+            content = file.read() if file else b""
+            if not file or len(content) != member.size:
+                raise tarfile.ReadError(f"{member.name} is not whole")
+            yield match, content
+
+
+def _bounded(count: int) -> None:
+    if count > MOST_REVIEWS:
+        raise ValueError(f"it holds more than {MOST_REVIEWS:,} reviews")
+
+
 def bag_of_words(texts: Iterable[str], words: int) -> tuple[np.ndarray, list[str]]:
-    """Which of the most frequent words each text holds (Section 6.1 takes 10,000).
+    """Which of the most frequent words each text holds (Section 6.1 takes 10,000), and those words, most frequent first.
 
-    Args:
-        texts: any texts; a word is a run of letters and apostrophes, in lower case.
-        words: how many of the most frequent words to keep; ties go to the word seen first.
-
-    Returns:
-        A uint8 array [texts, words] of zeros and ones, and the words, most frequent first.
+    A word is a run of letters and apostrophes, in lower case; ties go to the word seen first. A uint8 array [texts, words]
+    of zeros and ones that would be larger than 1 GiB is a DataError.
 
     Example:
         >>> bag_of_words(["Good, good film", "bad film"], 2)
@@ -231,6 +189,8 @@ def bag_of_words(texts: Iterable[str], words: int) -> tuple[np.ndarray, list[str
     """
     word = re.compile(r"[a-z']+")
     tokens = [word.findall(text.lower().replace("<br />", " ")) for text in texts]
+    if not 0 < len(tokens) * words <= LARGEST_ARRAY:
+        raise DataError(f"texts times words must be from 1 to {LARGEST_ARRAY:,}, got {len(tokens):,} times {words:,}")
     counts = collections.Counter(itertools.chain.from_iterable(tokens))
     vocabulary = [name for name, _ in counts.most_common(words)]
     column = {name: at for at, name in enumerate(vocabulary)}

