@@ -23,8 +23,7 @@ class WatchedLeaf(NamedTuple):
     def read(self, kept: Kept) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """The first moment, and what is kept of the second ones, decoded."""
         wide = jnp.complex64 if jnp.iscomplexobj(kept.mu) else jnp.float32
-        mu, nus = self.how.load(kept, wide, codes.ratios(self.bound), self.empty)
-        return self.how.bounded(mu, nus[0], self.bound), nus
+        return self.how.load(self.how.emptied(kept, self.empty), wide, codes.ratios(self.bound), self.bound)
 
 
 def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
