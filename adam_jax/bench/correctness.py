@@ -1,11 +1,10 @@
-"""This library beside its peers on this machine: `python -m adam_jax bench correctness`.
+"""Where Optax's Adam goes wrong: `python -m adam_jax bench correctness`.
 
 `optax` and `adam_jax` share their names, so a row is one function, run with each module.
 """
 
-import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import optax
 
 import adam_jax
 
-__all__ = ["CORRECTNESS", "Row", "main"]
+__all__ = ["CORRECTNESS", "Row", "rows"]
 
 
 class Row(NamedTuple):
@@ -26,32 +25,18 @@ class Row(NamedTuple):
     measure: Callable[[Any], str]
 
 
-def main(argv: list[str]) -> int:
-    """Run the comparison named on the command line and print it as a Markdown table.
+def rows() -> Iterator[dict[str, str]]:
+    """Each line of the table, as soon as it is measured.
 
-    Args:
-        argv: the arguments after `bench`; `--list` says what would be run.
-
-    Returns:
-        The exit status.
+    Yields:
+        The case, what Optax gives, what this library gives, and what is exact.
 
     Example:
-        >>> main(["correctness", "--list"])  # doctest: +ELLIPSIS
-        float32, 3000 steps over six decades: worst error
-        ...
-        0
+        >>> next(rows())["exact"]
+        '0 ulp'
     """
-    parser = argparse.ArgumentParser(prog="python -m adam_jax bench", description="this library beside its peers")
-    parser.add_argument("what", choices=["correctness"], help="correctness: where Optax's Adam goes wrong")
-    parser.add_argument("--list", action="store_true", help="say what would be run")
-    arguments = parser.parse_args(argv)
-    if arguments.list:
-        print("\n".join(row.case for row in CORRECTNESS))
-        return 0
-    print("| case | optax | adam_jax | exact |\n|---|---|---|---|")
     for row in CORRECTNESS:
-        print(f"| {row.case} | {row.measure(optax)} | {row.measure(adam_jax)} | {row.exact} |", flush=True)
-    return 0
+        yield {"case": row.case, "optax": row.measure(optax), "adam_jax": row.measure(adam_jax), "exact": row.exact}
 
 
 def _last(tx: optax.GradientTransformation, *runs: tuple[float, int], dtype: Any = jnp.float32, params: Any = None) -> Any:
