@@ -67,7 +67,7 @@ def _recovery(module: Any) -> str:
 
 
 def _root_recovery(module: Any) -> str:
-    tx = module.scale_by_adam(root=True) if module is adam_jax else module.scale_by_adam()
+    tx = module.scale_by_adam(storage="root") if module is adam_jax else module.scale_by_adam()
     return f"{_last(tx, (1e20, 1), (1.0, 9)):.4g}"
 
 
@@ -160,7 +160,7 @@ CORRECTNESS = [
     Row("first step, b2 = .999, .99999, .9999999: error", "0, 0, 0", _first_step_errors),
     Row("b1 and b2 on a schedule, gradient always 1: updates", "1.000 … 1.000", _scheduled),
     Row("float32, one gradient of 1e20, then 1 for 20,000 steps, b2 = .99: update", "1", _recovery),
-    Row("the same after 9 steps, default b2, `root=True`: update", f"{_exact_root_recovery():.4g}", _root_recovery),
+    Row("the same after 9 steps, default b2, storage='root': update", f"{_exact_root_recovery():.4g}", _root_recovery),
     Row(
         "bfloat16, g = 1 for 10,000 steps, then .01 for 10,000: update",
         f"{_exact_shrinking():.3f}",

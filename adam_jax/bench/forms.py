@@ -1,6 +1,5 @@
 """The forms of Adam that are compared, each with the fewest bytes that its step could move."""
 
-import inspect
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,7 +7,7 @@ import optax
 
 import adam_jax
 
-__all__ = ["FORMS", "Form", "kept", "low", "step_of"]
+__all__ = ["FORMS", "Form", "step_of"]
 
 
 class Form(NamedTuple):
@@ -37,31 +36,15 @@ def step_of(tx: Any) -> Any:
     return step
 
 
-def kept(name: str) -> dict[str, Any]:
-    """Moments kept as `name`, in the library's words before and after `storage=`."""
-    if "storage" in inspect.signature(adam_jax.adam).parameters:
-        return {"storage": name}
-    return {"root": True} if name == "root" else {"mu_dtype": name, "nu_dtype": name}
-
-
-def low(tx: Any, residual: int = 0) -> Any:
-    """Low-precision weights, likewise."""
-    wrap: Any = adam_jax.in_float32
-    if "residual" in inspect.signature(wrap).parameters:
-        return wrap(tx, residual=residual)
-    old: Any = adam_jax
-    return wrap(tx, old.master_residual(bits=residual) if residual else old.stochastic_rounding())
-
-
 def _forms() -> list[Form]:
-    ours: Any = adam_jax.adam
+    ours, low = adam_jax.adam, adam_jax.in_float32
     clip, clip_optax = adam_jax.clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
-    int8, bfloat16 = ours(1e-3, **kept("int8")), ours(1e-3, **kept("bfloat16"))
+    int8, bfloat16 = ours(1e-3, storage="int8"), ours(1e-3, storage="bfloat16")
     f32, b16 = jnp.float32, jnp.bfloat16
     rows = (
         ("optax adam", optax.adam(1e-3), f32, 28),
         ("adam", ours(1e-3), f32, 28),
-        ("adam root", ours(1e-3, **kept("root")), f32, 28),
+        ("adam root", ours(1e-3, storage="root"), f32, 28),
         ("adam bfloat16", bfloat16, f32, 20),
         ("adam int8", int8, f32, 16),
         ("optax clip, adam", optax.chain(clip_optax, optax.adam(1e-3)), f32, 32),
@@ -71,8 +54,8 @@ def _forms() -> list[Form]:
         ("skip_nonfinite(clip, int8)", adam_jax.skip_nonfinite(optax.chain(clip, int8)), f32, 24),
         ("bfloat16 weights, rounded, int8", low(int8), b16, 10),
         ("bfloat16 weights, rounded, bfloat16", low(bfloat16), b16, 14),
-        ("24-bit weights, int8", low(int8, 8), b16, 12),
-        ("32-bit weights, float32", low(ours(1e-3), 16), b16, 26),
+        ("24-bit weights, int8", low(int8, residual=8), b16, 12),
+        ("32-bit weights, float32", low(ours(1e-3), residual=16), b16, 26),
     )
     return [Form(name, optax.with_extra_args_support(tx), dtype, limit) for name, tx, dtype, limit in rows]
 
