@@ -175,14 +175,15 @@ def _put(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], table: T
     if arguments.json:
         print(json.dumps(rows, indent=1))
     else:
-        Console().print(table)
+        Console(width=max(Console().width, 115)).print(table)  # a row is a row, in a log too
     return 0
 
 
 def _table(title: str, columns: dict[str, str], rows: Iterable[dict[str, Any]]) -> Table:
     table = Table(title=title)
     for name, header in columns.items():
-        table.add_column(header, justify="left" if name in ("form", "target", "problem") else "right")
+        words = name in ("form", "target", "problem")
+        table.add_column(header, justify="left" if words else "right", no_wrap=words, overflow="ignore" if words else "fold")
     for row in rows:
         table.add_row(*(_shown(row.get(name)) for name in columns))
     return table

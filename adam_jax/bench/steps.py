@@ -135,7 +135,7 @@ def _jax(form: forms.Form, leaves: list[tuple[int, ...]], size: int) -> Turn:
     gradients = [jax.random.normal(jax.random.key(i), leaf, form.dtype) for i, leaf in enumerate(leaves)]
     state = jax.jit(form.tx.init)(params)
     began = time.perf_counter()
-    step = jax.jit(forms.step_of(form.tx), donate_argnums=(0, 1)).lower(params, state, gradients).compile()
+    step: Any = jax.jit(forms.step_of(form.tx), donate_argnums=(0, 1)).lower(params, state, gradients).compile()
     took, memory, held = time.perf_counter() - began, step.memory_analysis(), [params, state]
 
     def run() -> None:
