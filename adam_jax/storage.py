@@ -183,9 +183,7 @@ class Storage:
         mu, *nus = (jnp.where(empty, self.zero(i, x.dtype), x) for i, x in enumerate((kept.mu, *kept.nus)))
         return kept._replace(mu=mu, nus=tuple(nus))
 
-    def load(
-        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None
-    ) -> tuple[jax.Array, Nus]:
+    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, Nus]:
         """The first moment and the second ones, roots where they are narrow, in the dtype of the arithmetic.
 
         `ratios` are those that int8 codes were written with; `limit` bounds the first moment, in units of the size.
@@ -250,9 +248,7 @@ class Int8(Storage):
         dtype = (jnp.bfloat16, bool, jnp.int8)[moment]
         return jnp.asarray(trees.ABSENT) if moment == 1 else jnp.full_like(leaf, self.zero(moment, dtype), dtype=dtype)
 
-    def load(
-        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None
-    ) -> tuple[jax.Array, Nus]:
+    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, Nus]:
         root, ratio, sign = codes.unpack(kept.mu)
         s = [codes.decode_root(code, w) for code, w in zip((root, *_bytes(kept.nus[1:])), kept.windows, strict=True)]
         size = codes.decode_ratio(ratio, ratios)
