@@ -1,8 +1,8 @@
 """How the moments of one leaf are kept between steps: as they are, in bfloat16, in eight bits, or in codes of your own.
 
-Rounding is without bias (`rounding`). To nearest, a narrow second moment stalls: a step moves it by 1 - b2 of its value, less
-than half the distance between two of its numbers, so it never moves at all. It depends on the seed, the count, the leaf's
-path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
+Rounding is without bias (`rounding`). To nearest, a narrow second moment stalls: a step moves it by 1 - b2 of its value,
+less than half the distance between two of its numbers, so it never moves at all. It depends on the seed, the count, the
+leaf's path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
 
 Narrow second moments are roots. The step taken is that of the moments as they are kept, so a state alone tells what it was.
 """

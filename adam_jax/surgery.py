@@ -1,7 +1,7 @@
 """Reading and writing the moments in a state, however they are kept: for new neurons, dead ones, and states of others.
 
-A state is restarted without any of this: `optax.tree_utils.tree_set(state, count=0)`. At a count of zero nothing counts that a
-state holds besides (`clock.tick`, `Storage.load`).
+A state is restarted without any of this: `optax.tree_utils.tree_set(state, count=0)`. At a count of zero nothing counts that
+a state holds besides (`clock.tick`, `Storage.load`).
 """
 
 from typing import Any, NamedTuple
@@ -26,12 +26,13 @@ class Moments(NamedTuple):
 
     Attributes:
         count: int32 scalar, the number of updates made.
-        mu: a tree like the params: first moments, bias-corrected where the transformation corrects; raw ones are mu * mu_weight.
+        mu: a tree like the params: first moments, bias-corrected where the transformation corrects; raw ones are mu *
+            mu_weight.
         nu: likewise the second moments or norms, real; what they are `form` says.
         nu_max: the largest second moments so far, of AMSGrad; else `None`.
         mu_weight: scalar, the weight of the first average, 1 - b1^t at a constant b1.
         nu_weight: scalar, the same for the second.
-        form: the marker of the state: `adam_jax.norms.Squares` where nu is v, `Roots` where it is sqrt(v), `Maxima`, `Powers`.
+        form: the marker of the state: `adam_jax.norms.Squares` where nu is v, `Roots` where it is its root.
     """
 
     count: ArrayLike
@@ -89,11 +90,12 @@ def read_moments(state: Any, *, where: str | None = None, own: Storage | None = 
 def write_moments(state: Any, held: Moments, *, where: str | None = None, own: Storage | None = None) -> Any:
     """A state with these moments in place of its own, kept as it keeps them.
 
-    To grow a leaf, or to shrink one, write padded or cut moments into a fresh `tx.init(params)` of the new params. A moment of
-    zero is nothing: an element whose moments are both zero has had no gradient.
+    To grow a leaf, or to shrink one, write padded or cut moments into a fresh `tx.init(params)` of the new params. A moment
+    of zero is nothing: an element whose moments are both zero has had no gradient.
 
     Args:
-        state: as for `read_moments`; its dtypes and its form say how the moments are kept. Narrow ones are rounded to nearest.
+        state: as for `read_moments`; its dtypes and its form say how the moments are kept. Narrow ones are rounded to
+            nearest.
         held: what to write; arrays of the shapes that the state has. Its `form` must be the state's norm.
         where: which Adam, in a state that holds several.
         own: the `Storage`, for leaves that are kept in codes of your own.
@@ -102,8 +104,8 @@ def write_moments(state: Any, held: Moments, *, where: str | None = None, own: S
         A state like `state`.
 
     Raises:
-        ValueError: as `read_moments`; for trees or shapes that are not the state's, with the path of the leaf; for the moments
-            of another norm.
+        ValueError: as `read_moments`; for trees or shapes that are not the state's, with the path of the leaf; for the
+            moments of another norm.
 
     Example:
         >>> from adam_jax import adam
