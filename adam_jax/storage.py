@@ -419,13 +419,13 @@ class Choice:
         return Storage(_first(self.mu_dtype))
 
 
-def held_by(kept: Kept, own: Storage | None = None) -> Storage:
+def held_by(at: At, kept: Kept, own: Storage | None = None) -> Storage:
     """How a leaf of a state is kept, as its arrays tell; in codes of one's own only `own` can."""
     for storage in (own, Int8(), bfloat16(), Storage(), Storage(_ROUNDED[np.dtype(jnp.bfloat16)]), *_PLAIN):
         if storage is not None and _is_kept_by(storage, kept):
             return storage
     raise ValueError(
-        f"storage must be given to read moments of {kept.mu.dtype} and {kept.nus[0].dtype}: in codes of your own"
+        f"storage must be given, as to the transformation: the state keeps {kept.mu.dtype} and {kept.nus[0].dtype} at {at}"
     )
 
 
