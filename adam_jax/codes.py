@@ -17,8 +17,6 @@ is zero and NaN is NaN. Every pattern is an ordinary number, so that compilers s
 be written in place beside those of 32 on TPU.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +30,6 @@ __all__ = [
     "encode_root",
     "extremes",
     "lowest",
-    "manual_axes",
     "pack",
     "ratios",
     "unpack",
@@ -150,14 +147,7 @@ def extremes(packed: jax.Array) -> jax.Array:
 
     axes = tuple(range(packed.ndim))
     top, bottom = jax.lax.platform_dependent(packed, cpu=fields, tpu=apart, default=pair)
-    shards = manual_axes(packed)  # inside `shard_map` too, a window is that of the whole leaf
-    return jnp.stack([jax.lax.pmax(top, shards), jax.lax.pmin(bottom, shards)] if shards else [top, bottom])
-
-
-def manual_axes(x: jax.Array) -> tuple[str, ...]:
-    """The mesh axes along which a shard inside `shard_map` differs from others; none where `check_vma=False` hides them."""
-    kind: Any = jax.typeof(x)
-    return tuple(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)  # jax 0.8 to 0.9: vma
+    return jnp.stack([top, bottom])
 
 
 def _pattern(x: jax.Array) -> jax.Array:

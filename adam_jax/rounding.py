@@ -46,7 +46,7 @@ def stream(seed: ArrayLike, path: str) -> ArrayLike:
 def draws(shape: tuple[int, ...], stream: ArrayLike, count: ArrayLike) -> jax.Array:
     """32 uniform bits for each element at step `count`, an integer scalar; it may wrap.
 
-    `shape` is that of the whole array; under `shard_map`, where that is not known, of the shard.
+    `shape` is that of the whole array.
 
     Example:
         >>> pair = jnp.stack([draws((2,), stream(0, "w"), count) for count in (0, 1)])

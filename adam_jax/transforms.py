@@ -164,6 +164,8 @@ def scale_by_norm(
 
         def step(at: trees.At, g: ArrayLike, *kept: jax.Array) -> tuple[Any, ...]:
             how, stream, windows = leaves[at.number]
+            if how.rounds:
+                trees.check_whole(at, jnp.asarray(g))
             of_leaf = norm.rooted(coarse=True) if how.narrow else norm
             u, new = _leaf_step(
                 how, ahead, of_leaf, jnp.asarray(g), Kept(kept[0], kept[1:], windows), k, limits, count, stream

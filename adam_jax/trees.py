@@ -19,6 +19,7 @@ import optax
 __all__ = [
     "At",
     "Unchanged",
+    "check_whole",
     "every",
     "is_absent",
     "is_trained",
@@ -160,6 +161,27 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
         return jax.tree.unflatten(jax.tree.structure(tree), found)
 
     return label
+
+
+def check_whole(at: At, x: jax.Array) -> None:
+    """Raise ValueError inside `shard_map` where a leaf may be a shard: of that nobody can tell which elements it has.
+
+    Draws count the elements of the whole leaf, and codes have a window of the whole leaf.
+    """
+    manual = getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
+    hidden = bool(manual) and not _varying(jax.lax.axis_index(manual[0]))
+    if hidden or _varying(x):
+        why = "check_vma=False hides whether it is" if hidden else f"it differs along {', '.join(_varying(x))}"
+        raise ValueError(
+            f"the leaf at {at} must be whole for unbiased rounding inside shard_map, but {why}: update outside, under jit "
+            "with shardings (adam_jax.shardings.state_shardings), or keep moments and weights in float32"
+        )
+
+
+def _varying(x: jax.Array) -> tuple[str, ...]:
+    """The mesh axes along which a shard inside `shard_map` differs from others; none where `check_vma=False` hides them."""
+    kind: Any = jax.typeof(x)
+    return tuple(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)  # jax 0.8 to 0.9: vma
 
 
 def map_params(function: Callable[[At, Any], Any], params: Any) -> Any:
