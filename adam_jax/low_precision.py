@@ -42,8 +42,8 @@ def in_float32(
     * `residual=16`, bfloat16: the float32 run of `tx`, bit for bit, in 4 bytes (for weights from 3e-36 to 1e38).
 
     Draws depend on the seed, the count, the leaf's path and the element's index in the whole leaf, so replicas and shardings
-    agree; shards inside `shard_map` are refused. Leaves of float32 and wider, infinities and NaN pass through; finite sums stay finite.
-    Derivatives are those of the mean: they pass a rounding as if it were not there.
+    agree; shards inside `shard_map` are refused. Leaves of float32 and wider, infinities and NaN pass through; finite sums
+    stay finite. Derivatives are those of the mean: they pass a rounding as if it were not there.
 
     Everything that changes updates belongs into `tx`, and so do `inject_hyperparams`, which casts the learning rate to the
     gradients' dtype, `apply_if_finite`, and `average_params`, which averages the float32 weights there; what scales or clips
