@@ -9,8 +9,9 @@ The map, from the arithmetic up:
 * `transforms`: the step, once, over pytrees; `optimizers`: chains of it, with Optax's signatures.
 * `scaling`, `averaging`, `faults`, `low_precision`: what stands around it in a chain. `checks`, `trees`: what is said when
   settings and trees are wrong.
-* `surgery`: moments read and written. `tables`: embedding tables, at the cost of the rows touched. `watch`: what Adam is doing, read from its state, in files and
-  pictures. `online`: the game of Section 4. `shardings`, `interop`: where a state lives, and states of other frameworks.
+* `surgery`: moments read and written. `tables`: embedding tables, at the cost of the rows touched. `watch`: what Adam is
+  doing, read from its state, in files and pictures. `online`: the game of Section 4.
+* `shardings`, `checkpoints`, `interop`: where a state lives, what a saved one means, and states of other frameworks.
 * `paper`, `bench`: the paper's experiments and comparisons, on the command line; never imported from here.
 """
 
@@ -42,6 +43,7 @@ from adam_jax.transforms import (
 from adam_jax.trees import label_by_path
 
 if TYPE_CHECKING:
+    from adam_jax import checkpoints as checkpoints
     from adam_jax import interop as interop
     from adam_jax import online as online
     from adam_jax import shardings as shardings
@@ -85,7 +87,15 @@ __all__ = [
     "state_bytes",
 ]
 
-_LATER = ("interop", "online", "shardings", "surgery", "tables", "watch")  # imported when they are first asked for
+_LATER = (
+    "checkpoints",
+    "interop",
+    "online",
+    "shardings",
+    "surgery",
+    "tables",
+    "watch",
+)  # imported when they are first asked for
 
 
 def __getattr__(name: str) -> Any:

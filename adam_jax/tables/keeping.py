@@ -172,8 +172,8 @@ class Keeping:
 
         def one(mu: jax.Array, nu: jax.Array, window: Any, empty: jax.Array) -> tuple[jax.Array, jax.Array]:
             kept = Kept(_floats(mu, dtypes[0]), (_floats(nu, dtypes[1]),), () if window is None else window[None])
-            mu, (nu,) = self.how.load(kept, wide, limits.ratios, empty)
-            return self.how.bounded(mu, nu, limits.mu), nu
+            mu, (nu,) = self.how.load(self.how.emptied(kept, empty), wide, limits.ratios, limits.mu)
+            return mu, nu
 
         return jax.vmap(one, (0, 0 if nu.ndim else None, None if window is None else 0, 0))(mu, nu, window, empty)
 
@@ -193,12 +193,12 @@ def on_any_mesh(
     if AxisType.Explicit not in mesh.axis_types:
         return function(table, state, *args)
 
-    def sharding(x: jax.Array, *more: None) -> NamedSharding:
+    def sharding(x: jax.Array, *more: Any) -> NamedSharding:
         found = jax.typeof(x).sharding
         return NamedSharding(mesh, PartitionSpec(*found.spec, *more) if found.mesh.axis_names else PartitionSpec())
 
     out = jax.tree.map(sharding, (table, state))
-    out = out if rows is None else (sharding(rows, None), *out)
+    out = out if rows is None else (sharding(rows, jax.typeof(table).sharding.spec[1]), *out)
     return jax.jit(jax.sharding.auto_axes(function, out_sharding=out))(
         table, state, *args
     )  # eager, it wants one mesh for all
