@@ -31,9 +31,9 @@ __all__ = [
     "encode_ratio",
     "encode_root",
     "extremes",
-    "lowest",
     "manual_axes",
     "pack",
+    "raised",
     "ratios",
     "unpack",
 ]
@@ -95,9 +95,9 @@ def unpack(packed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return (pattern >> 23) & 255, (pattern >> 16) & 127, jnp.where(jnp.isnan(number), jnp.nan, sign)
 
 
-def lowest(window: jax.Array) -> jax.Array:
-    """The lowest positive number of a window, zero for that of all octaves."""
-    return _number(window[0] << 23)
+def raised(s: jax.Array, window: jax.Array) -> jax.Array:
+    """Roots, those below the window's lowest number raised to it; as integers, for then a kernel on TPU needs a scalar less."""
+    return _number(jnp.maximum(_pattern(s), window[0] << 23))
 
 
 def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> jax.Array:

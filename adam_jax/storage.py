@@ -263,7 +263,7 @@ class Int8(Storage):
         root, *more = (
             codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True))
         )
-        ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
+        ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
         as_kept = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
@@ -277,7 +277,7 @@ class Int8(Storage):
             found = codes.extremes(codes.pack(code, jnp.zeros_like(code), jnp.float32(1.0)))
             windows.append(codes.coming_window(found, window, 1e-3))
             roots.append(codes.encode_root(s, half, windows[-1]))
-        ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
+        ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(roots[0], codes.encode_ratio(ratio, half, ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in roots[1:]))
         return Kept(packed, nus, jnp.stack([jnp.concatenate([w, w]) for w in windows]))
