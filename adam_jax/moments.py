@@ -136,7 +136,8 @@ def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike, *, coarse: b
     power, inverse = _power_of_two(jnp.maximum(a, s))
     x, y = inverse * a, inverse * s
     if coarse:
-        return power * root(y * y * (1.0 - rate) + x * x * rate)
+        y, x = y * y, x * x
+        return power * root((y - rate * y) + rate * x)
     below = root(y * y + rate * ((x - y) * (x + y))) + y
     return power * (y + rate * (x - y) * ((x + y) / jnp.where(below == 0, 1.0, below)))
 
@@ -174,8 +175,8 @@ def within(m: jax.Array, size: jax.Array, ratio: ArrayLike) -> jax.Array:
 def direction(m: jax.Array, size: jax.Array, eps: ArrayLike) -> jax.Array:
     """The step's direction m / (size + eps), and zero where size + eps is zero (Algorithm 1, last line)."""
     below = size + eps
-    dead = below < jnp.finfo(below.dtype).tiny
-    return each_part(lambda part: jnp.where(dead, 0.0, part / jnp.where(dead, 1.0, below)), m)
+    below = jnp.where(below < jnp.finfo(below.dtype).tiny, jnp.inf, below)
+    return each_part(lambda part: part / below, m)
 
 
 def _parts(x: jax.Array) -> tuple[jax.Array, ...]:

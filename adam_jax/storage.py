@@ -63,8 +63,8 @@ class Codes(NamedTuple):
     bound: jax.Array
     windows: jax.Array
 
-    def after(self, bound: ArrayLike, extremes: dict[int, jax.Array], moved: ArrayLike) -> "Codes":
-        """After a step, from the extremes of the codes that it read in each leaf.
+    def after(self, bound: ArrayLike, extremes: dict[int, jax.Array], moved: ArrayLike, empty: ArrayLike) -> "Codes":
+        """After a step, from the extremes of the codes that it read in each leaf; `empty` means that nothing was kept.
 
         Windows are found for all leaves at once; those of leaves without a gradient stay.
         """
@@ -73,7 +73,7 @@ class Codes(NamedTuple):
         each = jax.vmap(jax.vmap(codes.coming_window, (0, 0, None)), (0, 0, None))
         windows = self.windows
         if found:
-            coming = each(jnp.stack(found), windows[..., :2], jnp.asarray(moved, jnp.float32))
+            coming = each(jnp.where(empty, none, jnp.stack(found)), windows[..., :2], jnp.asarray(moved, jnp.float32))
             moved_on = jnp.concatenate([windows[..., 2:], coming], axis=-1)
             there = np.array([i in extremes for i in range(len(found))]).reshape(-1, 1, 1)
             windows = jnp.where(there, moved_on, windows)
@@ -188,12 +188,16 @@ class Storage:
         del nus
         return ()
 
-    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, Nus]:
+    def load(
+        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike = False
+    ) -> tuple[jax.Array, Nus]:
         """The first moment and the second ones, roots where they are narrow, in the dtype of the arithmetic.
 
-        `ratios` are those that int8 codes were written with; `limit` bounds the first moment, in units of the size.
+        `ratios` are those that int8 codes were written with; `limit` bounds the first moment, in units of the size. Where
+        `empty`, a boolean scalar, they are zero.
         """
         del ratios
+        kept = kept if empty is False else self.emptied(kept, empty)
         mu = self.first.decode(kept.mu) if isinstance(self.first, Code) else kept.mu
         nus = [self.second.decode(nu) if self.second else nu for nu in kept.nus]
         mu, nus = mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
@@ -263,10 +267,15 @@ class Int8(Storage):
 
         return jnp.stack([window(s) for s in nus])
 
-    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, Nus]:
-        root, ratio, sign = codes.unpack(kept.mu)
-        s = [codes.decode_root(code, w) for code, w in zip((root, *_bytes(kept.nus[1:])), kept.windows, strict=True)]
-        size = codes.decode_ratio(ratio, ratios)
+    def load(
+        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike = False
+    ) -> tuple[jax.Array, Nus]:
+        # of the scalars that the kernel has anyway: with more of them than 19, XLA on TPU makes two kernels
+        most = jnp.where(empty, 0, codes.step(ratios))
+        root, ratio, sign = codes.unpack(kept.mu, most)
+        more = [jnp.minimum(code, most) for code in _bytes(kept.nus[1:])]
+        s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
+        size = codes.decode_ratio(ratio, most)
         mu = sign * (size if limit is None else jnp.minimum(size, limit)) * s[0]
         return mu.astype(wide), tuple(x.astype(jnp.finfo(wide).dtype) for x in s)
 
@@ -278,7 +287,7 @@ class Int8(Storage):
         root, *more = (
             codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True))
         )
-        ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
+        ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
         as_kept = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
@@ -287,7 +296,7 @@ class Int8(Storage):
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         sizes, half, windows = [s.astype(jnp.float32) for s in nus], _half(m), self.windows_of(nus)
         roots = [codes.encode_root(s, half, w) for s, w in zip(sizes, windows, strict=True)]
-        ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
+        ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(roots[0], codes.encode_ratio(ratio, half, ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in roots[1:]))
         return Kept(packed, nus, windows)

@@ -175,7 +175,7 @@ def scale_by_norm(
 
         updates, kept = trees.map_updates(step, updates, (mu, *nus), params)
         if choice.narrow:
-            codes = codes.after(limits.mu, extremes, v.moved)
+            codes = codes.after(limits.mu, extremes, v.moved, jnp.asarray(count) <= 0)
         return updates, state_type(optax.safe_increment(count), *kept, m.weight, v.weight, codes, form)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -206,8 +206,7 @@ def _leaf_step(
     wide = jnp.promote_types(*(moments.accumulator_dtype(x.dtype) for x in (g, kept.mu)))
     norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
     gradient = moments.saturate(g.astype(wide), norm.squares)
-    kept = how.emptied(kept, count <= 0)
-    m, nus = how.load(kept, wide, limits.ratios_before)
+    m, nus = how.load(kept, wide, limits.ratios_before, empty=count <= 0)
     m = norm.average(m, gradient, k.m.moved)
     moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, count, limits)
     kept, m, new = how.save(kept, m, moving)  # the step is that of the moments as they are kept
