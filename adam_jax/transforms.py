@@ -230,7 +230,7 @@ def _limits(norm: Norm, held: Codes, k: _Scalars, count: jax.Array) -> Limits:
     bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant)).astype(held.bound.dtype)
     spike = clock.corrected_rate(1.0, norm.shares(k.v)[1])
     ahead = (1.0 - k.after.rate) * k.after.kept * bound + k.m.moved * spike
-    return Limits(bound, ahead, codes.ratios(held.bound), codes.ratios(bound))
+    return jax.lax.stop_gradient(Limits(bound, ahead, codes.ratios(held.bound), codes.ratios(bound)))
 
 
 def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:
