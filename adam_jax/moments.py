@@ -26,6 +26,7 @@ __all__ = [
     "lookahead",
     "lp_moment",
     "magnitude",
+    "quotient",
     "root",
     "root_plus",
     "root_second_moment",
@@ -174,7 +175,19 @@ def direction(m: jax.Array, size: jax.Array, eps: ArrayLike) -> jax.Array:
     """The step's direction m / (size + eps), and zero where size + eps is zero (Algorithm 1, last line)."""
     below = size + eps
     dead = below < jnp.finfo(below.dtype).tiny
-    return each_part(lambda part: jnp.where(dead, 0.0, part / jnp.where(dead, 1.0, below)), m)
+    return each_part(lambda part: jnp.where(dead, 0.0, quotient(part, jnp.where(dead, 1.0, below))), m)
+
+
+@jax.custom_jvp
+def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A / b, whose derivatives, too, stay in range: without b^2, which is not where b is 1e20 or 1e-20."""
+    return a / b
+
+
+@quotient.defjvp
+def _quotient_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    ratio = quotient(*primals)
+    return ratio, quotient(tangents[0] - ratio * tangents[1], primals[1])
 
 
 def _parts(x: jax.Array) -> tuple[jax.Array, ...]:
