@@ -26,6 +26,7 @@ __all__ = [
     "lookahead",
     "lp_moment",
     "magnitude",
+    "power_of_two",
     "quotient",
     "root",
     "root_plus",
@@ -133,7 +134,7 @@ def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike, *, coarse: b
     spares the correction where the result is rounded to few bits anyway. Scaling all gradients by 2^k scales s by exactly it.
     """
     a = magnitude(g)
-    power, inverse = _power_of_two(jnp.maximum(a, s))
+    power, inverse = power_of_two(jnp.maximum(a, s))
     x, y = inverse * a, inverse * s
     if coarse:
         return power * root(y * y * (1.0 - rate) + x * x * rate)
@@ -202,7 +203,7 @@ def _over_larger(a: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return jnp.where(dead, 0.0, a / larger), jnp.where(dead, 0.0, s / larger), larger, dead
 
 
-def _power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest power of two that is not above x, and its inverse; for x = 0, zero and a large number."""
     info = jnp.finfo(x.dtype)
     unsigned = np.dtype(f"uint{info.bits}").type
