@@ -5,6 +5,9 @@ less than half the distance between two of its numbers, so it never moves at all
 leaf's path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
 
 Narrow second moments are roots. The step taken is that of the moments as they are kept, so a state alone tells what it was.
+
+Derivatives pass the rounding of a step as if it were not there; they are those of its mean. From one step to the next they
+would have to be kept in the same few bits, so there they are an error, and never zero or wrong in silence.
 """
 
 import dataclasses
@@ -25,6 +28,10 @@ __all__ = ["Choice", "Code", "Codes", "Int8", "Kept", "Limits", "Storage", "Stor
 SMALLEST = 4096  # elements: smaller leaves stay float32 beside int8
 APART = 0x85EBCA6B  # odd, so that multiples of a sequence of draws are as even, and one hash serves all moments of a leaf
 NAMES = ("float32", "root", "bfloat16", "int8")
+UNDIFFERENTIABLE = (
+    "storage must be 'float32' or 'root', and mu_dtype None or float32, to differentiate through more than one step, got "
+    "moments kept in few bits as {}, which hold no derivatives: or stop them there with jax.lax.stop_gradient(state)"
+)
 Nus = tuple[jax.Array, ...]
 
 
@@ -198,8 +205,8 @@ class Storage:
         """
         del ratios
         kept = kept if empty is False else self.emptied(kept, empty)
-        mu = self.first.decode(kept.mu) if isinstance(self.first, Code) else kept.mu
-        nus = [self.second.decode(nu) if self.second else nu for nu in kept.nus]
+        mu = self.first.decode(_opened(kept.mu)) if isinstance(self.first, Code) else kept.mu
+        nus = [self.second.decode(_opened(nu)) if self.second else nu for nu in kept.nus]
         mu, nus = mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
         return mu if limit is None else self.bounded(mu, nus[0], limit), nus
 
@@ -208,13 +215,16 @@ class Storage:
 
         In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
         """
-        new = []
-        for i, (x, old) in enumerate(zip((m, *moving.advance(moving.g)), (kept.mu, *kept.nus), strict=True)):
+        exact, new, sealed = (m, *moving.advance(moving.g)), [], []
+        for i, (x, old) in enumerate(zip(exact, (kept.mu, *kept.nus), strict=True)):
             code = self.second if i else self.first
-            x = code.encode(x.astype(jnp.float32), moving.bits(i)) if isinstance(code, Code) else x
-            new.append(x.astype(old.dtype))
-        kept = Kept(new[0], tuple(new[1:]), jnp.zeros((len(kept.nus), 2), jnp.int32))
-        return kept, *self.load(kept, m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+            coded = isinstance(code, Code)
+            new.append((code.encode(x.astype(jnp.float32), moving.bits(i)) if coded else x).astype(old.dtype))
+            sealed.append(_sealed(new[i], x) if coded else new[i])
+        extremes = jnp.zeros((len(kept.nus), 2), jnp.int32)
+        m, nus = self.load(Kept(new[0], tuple(new[1:])), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+        m, *nus = _straight(exact, (m, *nus))
+        return Kept(sealed[0], tuple(sealed[1:]), extremes), m, tuple(nus)
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         """What is kept of given moments, rounded to nearest, in arrays like those of `kept`; with windows, not extremes."""
@@ -228,7 +238,7 @@ class Storage:
 
     def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
         """A first moment no larger than it can be for its size, which only rounding may have passed."""
-        return moments.within(m, size, limit) if self.narrow else m
+        return _straight(m, moments.within(m, size, limit)) if self.narrow else m
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +282,7 @@ class Int8(Storage):
     ) -> tuple[jax.Array, Nus]:
         # of the scalars that the kernel has anyway: with more of them than 19, XLA on TPU makes two kernels
         most = jnp.where(empty, 0, codes.step(ratios))
-        root, ratio, sign = codes.unpack(kept.mu, most)
+        root, ratio, sign = codes.unpack(_opened(kept.mu), most)
         more = [jnp.minimum(code, most) for code in _bytes(kept.nus[1:])]
         s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
         size = codes.decode_ratio(ratio, most)
@@ -283,15 +293,17 @@ class Int8(Storage):
         old = (kept.mu, *(codes.pack(root, jnp.zeros_like(root), jnp.float32(1.0)) for root in _bytes(kept.nus[1:])))
         extremes = jnp.stack([codes.extremes(packed) for packed in old])
         moving, windows = moving._replace(count=_after(moving.count, extremes)), kept.windows[:, 2:]
-        sizes = [s.astype(jnp.float32) for s in moving.advance(moving.g)]
+        exact = (m, *moving.advance(moving.g))
+        sizes = [s.astype(jnp.float32) for s in exact[1:]]
         root, *more = (
             codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True))
         )
         ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
-        as_kept = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
-        return Kept(packed, nus, extremes), *as_kept
+        m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+        m, *sizes = _straight(exact, (m, *sizes))
+        return Kept(_sealed(packed, exact), nus, extremes), m, tuple(sizes)
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         sizes, half, windows = [s.astype(jnp.float32) for s in nus], _half(m), self.windows_of(nus)
@@ -510,6 +522,44 @@ _PLAIN = [Storage(first) for first in (_ROUNDED[np.dtype(np.float16)], np.dtype(
 def first_codes(leaves: int, slots: int) -> Codes:
     """What a state with narrow leaves keeps besides moments of zero."""
     return Codes(jnp.zeros([], jnp.float32), jnp.zeros((leaves, slots, 4), jnp.int32))
+
+
+@jax.custom_jvp
+def _straight(exact: Any, rounded: Any) -> Any:
+    """The rounded arrays, with the derivatives of the exact ones."""
+    del exact
+    return rounded
+
+
+@_straight.defjvp
+def _straight_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    return primals[1], jax.tree.map(lambda x, t: t.astype(x.dtype), primals[1], tangents[0])
+
+
+@jax.custom_jvp
+def _sealed(kept: jax.Array, exact: Any) -> jax.Array:
+    """What is kept of moments; where these are differentiated, marked by a derivative of zero, for `_opened` to refuse."""
+    del exact
+    return kept
+
+
+@_sealed.defjvp
+def _sealed_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    if not jnp.issubdtype(primals[0].dtype, jnp.inexact):
+        raise ValueError(UNDIFFERENTIABLE.format(primals[0].dtype))  # integers cannot be marked
+    mark = sum(0.0 * t for t in jax.tree.leaves(tangents[1]))  # not a constant, which reverse mode would drop
+    return primals[0], jnp.asarray(mark, primals[0].dtype)
+
+
+@jax.custom_jvp
+def _opened(kept: jax.Array) -> jax.Array:
+    return kept
+
+
+@_opened.defjvp
+def _opened_jvp(primals: tuple, tangents: tuple) -> Any:
+    del tangents
+    raise ValueError(UNDIFFERENTIABLE.format(primals[0].dtype))
 
 
 def _half(x: jax.Array) -> jax.Array:

@@ -41,8 +41,8 @@ class ScaleByAdamState(NamedTuple):
     """What the next step of Adam, AdaMax or L^p Adam needs.
 
     Attributes:
-        count: int32 scalar, the number of updates made; saturates. At zero nothing else in the state counts: setting it to
-            zero, as `optax.tree_utils.tree_set(state, count=0)` does, restarts.
+        count: int32 scalar, the number of updates made; from 2^31 - 1 on it stays within 2^16 of that. At zero nothing else
+            in the state counts: setting it to zero, as `optax.tree_utils.tree_set(state, count=0)` does, restarts.
         mu: first moments, a tree like the params: bias-corrected (the paper's mhat), raw where correction is off.
         nu: second moments, likewise (vhat), or what `form` says.
         mu_weight: scalar, the total weight of the gradients in `mu`, 1 - b1^t at a constant b1; raw m_t = mu * mu_weight.
@@ -152,7 +152,7 @@ def scale_by_norm(
         rate1, rate2 = (clock.complement(clock.at(b, count)) for b in (b1, b2))
         m = clock.tick(rate1, mu_weight, count, corrected=correct_mu)
         v = norm.tick(rate2, nu_weight, count, corrected=correct_nu)
-        next_rate = clock.complement(clock.at(b1, optax.safe_increment(jnp.asarray(count))))
+        next_rate = clock.complement(clock.at(b1, clock.next_count(count)))
         after = clock.tick(next_rate, m.weight, 1, corrected=correct_mu) if nesterov else m
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
         k = _Scalars(m, v, after, eps * scale)
@@ -176,7 +176,7 @@ def scale_by_norm(
         updates, kept = trees.map_updates(step, updates, (mu, *nus), params)
         if choice.narrow:
             codes = codes.after(limits.mu, extremes, v.moved, jnp.asarray(count) <= 0)
-        return updates, state_type(optax.safe_increment(count), *kept, m.weight, v.weight, codes, form)
+        return updates, state_type(clock.next_count(count), *kept, m.weight, v.weight, codes, form)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -231,7 +231,7 @@ def _limits(norm: Norm, held: Codes, k: _Scalars, count: jax.Array) -> Limits:
     bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant)).astype(held.bound.dtype)
     spike = clock.corrected_rate(1.0, norm.shares(k.v)[1])
     ahead = (1.0 - k.after.rate) * k.after.kept * bound + k.m.moved * spike
-    return Limits(bound, ahead, codes.ratios(held.bound), codes.ratios(bound))
+    return jax.lax.stop_gradient(Limits(bound, ahead, codes.ratios(held.bound), codes.ratios(bound)))
 
 
 def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:
@@ -280,7 +280,8 @@ def scale_by_adam(
         storage: how both moments are kept: "float32" (or None), "root" (float32, sqrt(v) in place of v: exact for gradients
             from 1e-36 to 1e37), "bfloat16" (4 bytes a parameter), "int8" (2 bytes; leaves of fewer than 4096 elements stay
             float32), a `Storage`, or a function from a leaf's path ("['encoder'][0].w") to one of those. Beside narrow
-            leaves all second moments are roots.
+            leaves all second moments are roots. Derivatives pass the rounding of one step; through several steps with narrow
+            moments they are an error.
         nesterov: use the next step's momentum (Nadam, Dozat 2016).
         bias_correction: divide the moments by their weight (Section 3). Off, the first update is (1-b1) / sqrt(1-b2).
         eps_hat: add eps to the uncorrected sqrt(v), as in Section 2's efficient order, TensorFlow and Keras.
@@ -424,7 +425,8 @@ def scale_by_amsgrad(
             maximum of the corrected ones (Optax).
 
     Returns:
-        A transformation with state `ScaleByAmsgradState`.
+        A transformation with state `ScaleByAmsgradState`. Second derivatives by b2 overflow where gradients are beyond 1e18
+        and the raw squares are kept; "root" is good to 1e30.
 
     Raises:
         ValueError: for an unknown `max_of`, and as `scale_by_adam`.
