@@ -184,8 +184,7 @@ def add_decayed_weights(
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args
-        if params is None and jax.tree.leaves(updates):
-            raise ValueError("weight decay needs the params: call update(gradients, state, params)")
+        _need_params(updates, params)
         amount = clock.at(weight_decay, state.count) if callable(weight_decay) else weight_decay
 
         def decay(at: trees.At, u: ArrayLike) -> tuple[jax.Array]:
@@ -199,7 +198,17 @@ def add_decayed_weights(
         return updates, state
 
     tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    return tx if mask is None else optax.masked(tx, mask)
+    if mask is None:
+        return tx
+
+    def masked(params: Any) -> Any:  # Optax asks a mask about the gradients, of which some may be `None`
+        return optax.masked(tx, mask(params) if callable(mask) else mask)
+
+    def masked_update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        _need_params(updates, params)
+        return masked(params).update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(lambda params: masked(params).init(params), masked_update)
 
 
 def inverse_sqrt_decay(alpha: ArrayLike) -> optax.Schedule:
@@ -209,7 +218,7 @@ def inverse_sqrt_decay(alpha: ArrayLike) -> optax.Schedule:
         alpha: number or scalar > 0, the first step size.
 
     Returns:
-        A schedule of the count, float32.
+        A schedule of the count, float32 (float64 under `jax_enable_x64`).
 
     Raises:
         ValueError: for a negative alpha.
@@ -219,7 +228,17 @@ def inverse_sqrt_decay(alpha: ArrayLike) -> optax.Schedule:
         0.05
     """
     checks.at_least("alpha", alpha, 0.0)
-    return lambda count: alpha / jnp.sqrt(jnp.asarray(count) + 1.0)
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        root = jnp.sqrt(jnp.asarray(count, float) + 1.0)
+        return jnp.asarray(alpha, root.dtype) / root
+
+    return schedule
+
+
+def _need_params(updates: Any, params: Any) -> None:
+    if params is None and jax.tree.leaves(updates):
+        raise ValueError("weight decay needs the params: call update(gradients, state, params)")
 
 
 def _scale(factor: ArrayLike, updates: Any) -> Any:

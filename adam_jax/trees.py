@@ -84,11 +84,16 @@ def with_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     nnx = sys.modules.get("flax.nnx")
-    if nnx is None or not any(keys[-1:] == _VALUE for keys, _ in flat):
+    if nnx is None or not any(_VALUE in keys for keys, _ in flat):
         return flat
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    variables = {keys for keys, node in nodes if isinstance(node, nnx.Variable)}
-    return [(keys[:-1] if keys[-1:] == _VALUE and keys[:-1] in variables else keys, leaf) for keys, leaf in flat]
+    inside = {(*keys, _VALUE) for keys, node in nodes if isinstance(node, nnx.Variable)}
+
+    def own(keys: tuple[Any, ...]) -> tuple[Any, ...]:
+        i = next((i for i, key in enumerate(keys) if key == _VALUE and keys[: i + 1] in inside), len(keys))
+        return keys[:i] + keys[i + 1 :]
+
+    return [(own(keys), leaf) for keys, leaf in flat]
 
 
 def every(state: Any, kind: Any, where: str | None, advice: str) -> dict[str, Any]:
@@ -196,7 +201,7 @@ def map_updates(
     return jax.tree.unflatten(treedef, new_updates), tuple(jax.tree.unflatten(treedef, column) for column in new)
 
 
-_VALUE = (jax.tree_util.GetAttrKey("value"),)
+_VALUE = jax.tree_util.GetAttrKey("value")
 
 
 def _is_leaf(node: Any) -> bool:
