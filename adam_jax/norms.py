@@ -90,7 +90,7 @@ class Norm:
     def tick(self, b2_rate: ArrayLike, weight: ArrayLike, count: ArrayLike, *, corrected: bool = True) -> Tick:
         """The clock of the average; `rate` is 1 - b2 as it was given."""
         tick = clock.tick(self.rate(b2_rate), weight, count, corrected=corrected and self.corrected)
-        return tick._replace(rate=b2_rate)
+        return tick._replace(rate=jnp.asarray(b2_rate, jnp.result_type(tick.weight)))
 
     def average(self, m: jax.Array, g: jax.Array, moved: ArrayLike) -> jax.Array:
         """The first moment after one more gradient; m may be as small as this norm can be."""
