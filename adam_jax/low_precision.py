@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax import rounding, trees
+from adam_jax import checks, rounding, trees
 
 __all__ = ["InFloat32State", "in_float32", "master_params", "set_master_params"]
 
@@ -77,6 +77,7 @@ def in_float32(
         raise ValueError(f"residual must be 0, 8 or 16, the bits that are kept of each weight, got {residual!r}")
     if isinstance(seed, bool) or not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
         raise ValueError(f"seed must be an integer, got {seed!r}")
+    checks.transformation("tx", tx)
     inside = optax.with_extra_args_support(tx)
     allowed = (jnp.bfloat16,) if residual else (jnp.bfloat16, jnp.float16)
 

@@ -41,11 +41,11 @@ __all__ = [
 ]
 
 
-def accumulator_dtype(dtype: DTypeLike) -> np.dtype:
-    """The dtype in which arrays of an inexact `dtype` are computed: float32 at least, complex stays complex."""
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
-    wide = jnp.issubdtype(dtype, jnp.complexfloating) or dtype == np.float64
-    return dtype if wide else np.dtype(np.float32)
+def accumulator_dtype(*dtypes: DTypeLike) -> np.dtype:
+    """The dtype in which arrays of inexact dtypes are computed together: float32 at least, complex stays complex."""
+    each = [np.dtype(jax.dtypes.canonicalize_dtype(dtype)) for dtype in dtypes]
+    # NumPy promotes what is left, also where JAX is told not to
+    return np.result_type(np.float32, *(dtype for dtype in each if dtype.kind == "c" or dtype == np.float64))
 
 
 def widened(x: ArrayLike) -> jax.Array:

@@ -91,7 +91,7 @@ class Norm:
     def tick(self, b2_rate: ArrayLike, weight: ArrayLike, count: ArrayLike, *, corrected: bool = True) -> Tick:
         """The clock of the average; `rate` is 1 - b2 as it was given."""
         tick = clock.tick(self.rate(b2_rate), weight, count, corrected=corrected and self.corrected)
-        return tick._replace(rate=jnp.asarray(b2_rate, tick.weight.dtype))
+        return tick._replace(rate=jnp.asarray(b2_rate, jnp.result_type(tick.weight)))
 
     def full(self, b2_rate: ArrayLike) -> Tick:
         """The clock's step long after the first, when correction no longer matters."""

@@ -170,7 +170,7 @@ class Storage:
         """Of what is kept of first and second moments whose arithmetic is in `wide`."""
         first = self.first.dtype if isinstance(self.first, Code) else self.first or wide
         if jnp.issubdtype(wide, jnp.complexfloating) and not isinstance(self.first, Code):
-            first = jnp.promote_types(first, jnp.complex64)
+            first = moments.accumulator_dtype(first, jnp.complex64)
         return np.dtype(first), np.dtype(self.second.dtype if self.second else jnp.finfo(wide).dtype)
 
     def zero(self, moment: int, dtype: DTypeLike) -> jax.Array:
@@ -286,7 +286,7 @@ class Int8(Storage):
         more = [jnp.minimum(code, most) for code in _bytes(kept.nus[1:])]
         s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
         size = codes.decode_ratio(ratio, most)
-        mu = sign * (size if limit is None else jnp.minimum(size, limit)) * s[0]
+        mu = sign * (size if limit is None else jnp.minimum(size, jnp.asarray(limit, size.dtype))) * s[0]
         return mu.astype(wide), tuple(x.astype(jnp.finfo(wide).dtype) for x in s)
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
@@ -482,7 +482,7 @@ def _is_kept_by(storage: Storage, kept: Kept) -> bool:
     if not storage.narrow and not (jnp.issubdtype(wide, jnp.inexact) and moments.accumulator_dtype(wide) == wide):
         return False
     if jnp.issubdtype(mu, jnp.complexfloating):
-        wide = jnp.promote_types(wide, jnp.complex64)
+        wide = moments.accumulator_dtype(wide, jnp.complex64)
     return storage.dtypes(wide) == (mu, nu)
 
 

@@ -162,8 +162,12 @@ def scale_by_norm(
         leaves = _of_leaves(choice, mu, nus, codes)
         extremes: dict[int, jax.Array] = {}
 
-        def step(at: trees.At, g: ArrayLike, *kept: jax.Array) -> tuple[Any, ...]:
+        def step(at: trees.At, g: ArrayLike | None, *kept: jax.Array) -> tuple[Any, ...]:
             how, stream, windows = leaves[at.number]
+            if g is None:  # a state that counts as empty is emptied here, too
+                held = Kept(kept[0], kept[1:])
+                held = jax.lax.cond(jnp.asarray(count) <= 0, lambda: how.emptied(held, True), lambda: held)
+                return None, held.mu, *held.nus
             if how.rounds:
                 trees.check_whole(at, jnp.asarray(g))
             of_leaf = norm.rooted(coarse=True) if how.narrow else norm
@@ -173,7 +177,7 @@ def scale_by_norm(
             extremes[at.number] = new.windows
             return u, new.mu, *new.nus
 
-        updates, kept = trees.map_updates(step, updates, (mu, *nus), params)
+        updates, kept = trees.map_updates(step, updates, (mu, *nus), params, always=True)
         if choice.narrow:
             codes = codes.after(limits.mu, extremes, v.moved, jnp.asarray(count) <= 0)
         return updates, state_type(clock.next_count(count), *kept, m.weight, v.weight, codes, form)
@@ -203,7 +207,7 @@ def _leaf_step(
     stream: jax.Array,
 ) -> tuple[jax.Array, Kept]:  # fmt: skip
     """Algorithm 1 on one leaf. Jitted, so that leaves of one shape are traced once; what differs between them is data."""
-    wide = jnp.promote_types(*(moments.accumulator_dtype(x.dtype) for x in (g, kept.mu)))
+    wide = moments.accumulator_dtype(g.dtype, kept.mu.dtype)
     norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
     gradient = moments.saturate(g.astype(wide), norm.squares)
     m, nus = how.load(kept, wide, limits.ratios_before, empty=count <= 0)
@@ -225,12 +229,13 @@ def _look_ahead(m: jax.Array, g: jax.Array, k: _Scalars, bounded: Callable[[jax.
 
 def _limits(norm: Norm, held: Codes, k: _Scalars, count: jax.Array) -> Limits:
     """What bounds the first moment after a step, whatever the gradients and the decays were, and the codes for it."""
-    before = jnp.where(count <= 0, 0.0, held.bound)
+    before = jnp.where(count <= 0, 0.0, held.bound.astype(jnp.result_type(k.m.weight)))
     constant = norm.largest_ratio(k.m.rate, k.v.rate)
     bound = norm.next_ratio(before, k.m.moved, k.v)
-    bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant)).astype(held.bound.dtype)
+    bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant))
     spike = clock.corrected_rate(1.0, norm.shares(k.v)[1])
     ahead = (1.0 - k.after.rate) * k.after.kept * bound + k.m.moved * spike
+    bound = bound.astype(held.bound.dtype)
     return jax.lax.stop_gradient(Limits(bound, ahead, codes.ratios(held.bound), codes.ratios(bound)))
 
 
@@ -241,8 +246,10 @@ def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:
 
 def _check(state: Any, state_type: type, form: Any) -> None:
     if not isinstance(state, state_type):
-        advice = ": adam_jax.interop.from_optax makes one of it" if type(state).__module__.startswith("optax") else ""
-        raise TypeError(f"state must be a {state_type.__name__}, as init makes it, got {type(state).__name__}{advice}")
+        got, advice = type(state).__name__, ""
+        if type(state).__module__.startswith("optax"):
+            got, advice = f"Optax's {got}", ": adam_jax.interop.from_optax makes one of it"
+        raise TypeError(f"state must be a {state_type.__name__}, as init makes it, got {got}{advice}")
     if jax.tree.structure(state.form) != jax.tree.structure(form):
         path = next((jax.tree_util.keystr(keys) for keys, _ in trees.with_paths(state.mu)), "")
         raise ValueError(
@@ -251,6 +258,7 @@ def _check(state: Any, state_type: type, form: Any) -> None:
         )
 
 
+@checks.did_you_mean
 def scale_by_adam(
     b1: Decay = 0.9,
     b2: Decay = 0.999,
@@ -309,6 +317,7 @@ def scale_by_adam(
     )  # fmt: skip
 
 
+@checks.did_you_mean
 def scale_by_adamax(
     b1: Decay = 0.9,
     b2: Decay = 0.999,
@@ -349,6 +358,7 @@ def scale_by_adamax(
     )
 
 
+@checks.did_you_mean
 def scale_by_lp(
     p: ArrayLike,
     b1: Decay = 0.9,
@@ -394,6 +404,7 @@ def scale_by_lp(
     )  # fmt: skip
 
 
+@checks.did_you_mean
 def scale_by_amsgrad(
     b1: Decay = 0.9,
     b2: Decay = 0.999,
