@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-COMMANDS = {"paper": "adam_jax.paper.command", "bench": "adam_jax.bench"}
+COMMANDS = {"paper": "adam_jax.paper.command", "bench": "adam_jax.bench.command"}
 USAGE = """usage: python -m adam_jax paper FIGURE [options]   reproduce an experiment of the paper (FIGURE: list shows them)
        python -m adam_jax bench WHAT [options]     compare with other implementations on this machine
        python -m adam_jax --version"""

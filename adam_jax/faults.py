@@ -1,5 +1,6 @@
 """Steps that should not have happened: gradients with a NaN or an infinity in them."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -64,16 +65,22 @@ def skip_nonfinite(
         return SkipNonfiniteState(inner.init(params), consecutive, total, jnp.zeros([], bool))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, SkipNonfiniteState]:
-        good = _all_finite(updates)
+        good, before = _all_finite(updates), state.inner_state
 
-        def take() -> tuple[Any, Any]:
-            new_updates, new_inner = inner.update(updates, state.inner_state, params, **extra_args)
-            return new_updates, jax.tree.map(_as_before, new_inner, state.inner_state)
+        @jax.jit  # so that it is traced once
+        def step() -> tuple[Any, Any]:
+            new_updates, new_inner = inner.update(updates, before, params, **extra_args)
+            return new_updates, jax.tree.map(_as_before, new_inner, before)
 
-        def skip() -> tuple[Any, Any]:
-            return jax.tree.map(lambda u: jnp.full_like(u, -0.0), jax.eval_shape(take)[0]), state.inner_state
+        nothing = jax.tree.map(lambda u: jnp.full(u.shape, -0.0, u.dtype), jax.eval_shape(step)[0])
 
-        new_updates, new_inner = jax.lax.cond(good, take, skip)
+        def branch(good: jax.Array) -> tuple[Any, Any]:  # writes the state in place on CPU, and not on TPU
+            return jax.lax.cond(good, step, lambda: (nothing, before))
+
+        def choose(good: jax.Array) -> tuple[Any, Any]:
+            return jax.tree.map(functools.partial(jnp.where, good), step(), (nothing, before))
+
+        new_updates, new_inner = jax.lax.platform_dependent(good, cpu=branch, default=choose)
         consecutive = jnp.where(good, 0, optax.safe_increment(state.consecutive))
         total = jnp.where(good, state.total, optax.safe_increment(state.total))
         stuck = jnp.zeros([], bool) if max_consecutive is None else consecutive >= max_consecutive

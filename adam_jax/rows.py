@@ -7,6 +7,7 @@ moments and on scalars, so it can wait until somebody looks at the row: that is 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import checkify
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 from adam_jax import checks, codes, moments, skipped, storage
@@ -189,23 +191,41 @@ def row_adam(
         chunks = -(-len(table) // CHUNK) if exact else 0
         return jax.lax.fori_loop(0, chunks, catch_up, (table, state))
 
-    return RowAdam(init, gather, update, flush)
+    return RowAdam(init, _on_any_mesh(gather, rows=True), _on_any_mesh(update), _on_any_mesh(flush))
 
 
 def _init(keeping: "_Keeping", table: jax.Array, *, ledger: bool) -> RowAdamState:
     _check_table(table)
     dtype = moments.accumulator_dtype(table.dtype)
+    none = jnp.zeros_like(table, dtype=jnp.int32).sum(1)  # a zero for each row, beside it on a mesh
     mu, nu = (storage.zeros(keep, table, dtype) for keep in (keeping.mu, keeping.nu))
     windows = isinstance(keeping.nu, Storage) and keeping.nu.window and nu.dtype == keeping.nu.dtype
     return RowAdamState(
         count=jnp.zeros([], jnp.int32),
         mu=mu,
         nu=nu,
-        row_count=jnp.zeros(len(table), jnp.int32),
+        row_count=none,
         log_keep=jnp.zeros(2, dtype) if ledger else None,
-        row_log_keep=jnp.zeros((len(table), 2), dtype) if ledger else None,
-        row_window=storage.first_windows(keeping.nu, len(table), 1) if windows else None,
+        row_log_keep=jnp.zeros((len(table), 2), dtype) + none[:, None].astype(dtype) if ledger else None,
+        row_window=storage.first_windows(keeping.nu, len(table), 1) + none[:, None, None] if windows else None,
     )
+
+
+def _on_any_mesh(function: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
+    """On a mesh of explicit axes, the same as on Auto ones: results lie as table and state do, `rows` as ids."""
+
+    @functools.wraps(function)
+    def on_any_mesh(table: jax.Array, state: RowAdamState, *rest: Any) -> Any:
+        place = jax.typeof(table).sharding if hasattr(table, "aval") else None
+        if place is None or not place.mesh.explicit_axes:
+            return function(table, state, *rest)
+        out: Any = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, (table, state))
+        if rows:
+            out = (PartitionSpec(*jax.typeof(rest[0]).sharding.spec, place.spec[1]), *out)
+        with jax.sharding.use_abstract_mesh(place.mesh):
+            return jax.sharding.auto_axes(function, out_sharding=out)(table, state, *rest)
+
+    return on_any_mesh
 
 
 # Moments as numbers, and as they are kept ---------------------------------------------------------------------------------

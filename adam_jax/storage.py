@@ -63,13 +63,13 @@ class Codes(NamedTuple):
     bound: jax.Array
     windows: jax.Array
 
-    def after(self, bound: ArrayLike, extremes: dict[int, jax.Array], moved: ArrayLike, empty: ArrayLike) -> "Codes":
-        """After a step, from the extremes of the codes that it read in each leaf, unless the state counted as empty.
+    def after(self, bound: ArrayLike, extremes: dict[int, jax.Array], moved: ArrayLike) -> "Codes":
+        """After a step, from the extremes of the codes that it read in each leaf.
 
         Windows are found for all leaves at once; those of leaves without a gradient stay.
         """
         none = jnp.tile(jnp.array([0, 255], jnp.int32), (self.windows.shape[1], 1))
-        found = [jnp.where(empty, none, extremes.get(i, none)) for i in range(len(self.windows))]
+        found = [extremes.get(i, none) for i in range(len(self.windows))]
         each = jax.vmap(jax.vmap(codes.coming_window, (0, 0, None)), (0, 0, None))
         windows = self.windows
         if found:
@@ -166,17 +166,33 @@ class Storage:
             first = jnp.promote_types(first, jnp.complex64)
         return np.dtype(first), np.dtype(self.second.dtype if self.second else jnp.finfo(wide).dtype)
 
-    def empty(self, leaf: Any, wide: DTypeLike, moment: int) -> jax.Array:
-        """What is kept of a moment of zero (0 the first, from 1 the second ones): an array like a leaf in shape and sharding."""
-        return jnp.zeros_like(leaf, dtype=self.dtypes(wide)[min(moment, 1)])
+    def zero(self, moment: int, dtype: DTypeLike) -> jax.Array:
+        """What is kept of one number that is zero, of the first moment (0) or a second one (1, 2)."""
+        code = self.second if moment else self.first
+        if not isinstance(code, Code):
+            return jnp.zeros([], dtype)
+        return code.encode(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.uint32)).astype(dtype)
 
-    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, empty: ArrayLike = False) -> tuple[jax.Array, Nus]:
-        """The first moment and the second ones, roots where they are narrow, in the dtype of the arithmetic; zeros if `empty`."""
+    def empty(self, leaf: Any, wide: DTypeLike, moment: int) -> jax.Array:
+        """What is kept of a moment of zero: an array like a leaf in shape and sharding."""
+        dtype = self.dtypes(wide)[min(moment, 1)]
+        return jnp.full_like(leaf, self.zero(moment, dtype), dtype=dtype)
+
+    def emptied(self, kept: Kept, empty: ArrayLike) -> Kept:
+        """What is kept, or moments of zero where `empty`, a boolean scalar."""
+        mu, *nus = (jnp.where(empty, self.zero(i, x.dtype), x) for i, x in enumerate((kept.mu, *kept.nus)))
+        return kept._replace(mu=mu, nus=tuple(nus))
+
+    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, Nus]:
+        """The first moment and the second ones, roots where they are narrow, in the dtype of the arithmetic.
+
+        `ratios` are those that int8 codes were written with; `limit` bounds the first moment, in units of the size.
+        """
         del ratios
         mu = self.first.decode(kept.mu) if isinstance(self.first, Code) else kept.mu
         nus = [self.second.decode(nu) if self.second else nu for nu in kept.nus]
-        mu, *nus = (jnp.where(empty, jnp.zeros([], x.dtype), x) for x in (mu, *nus))
-        return mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
+        mu, nus = mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
+        return mu if limit is None else self.bounded(mu, nus[0], limit), nus
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
         """What is kept after a step to the first moment m, and both moments as they are kept.
@@ -189,8 +205,7 @@ class Storage:
             x = code.encode(x.astype(jnp.float32), moving.bits(i)) if isinstance(code, Code) else x
             new.append(x.astype(old.dtype))
         kept = Kept(new[0], tuple(new[1:]), jnp.zeros((len(kept.nus), 2), jnp.int32))
-        m, nus = self.load(kept, m.dtype, moving.limits.ratios)
-        return kept, self.bounded(m, nus[0], moving.limits.mu), nus
+        return kept, *self.load(kept, m.dtype, moving.limits.ratios, limit=moving.limits.mu)
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         """What is kept of given moments, rounded to nearest, in arrays like those of `kept`; with windows, not extremes."""
@@ -225,17 +240,19 @@ class Int8(Storage):
         del wide
         return np.dtype(jnp.bfloat16), trees.ABSENT.dtype
 
+    def zero(self, moment: int, dtype: DTypeLike) -> jax.Array:
+        return jnp.asarray(-128 if moment > 1 else 0, dtype)
+
     def empty(self, leaf: Any, wide: DTypeLike, moment: int) -> jax.Array:
         del wide
-        if moment == 1:
-            return jnp.asarray(trees.ABSENT)
-        return jnp.full_like(leaf, -128, dtype=jnp.int8) if moment else jnp.zeros_like(leaf, dtype=jnp.bfloat16)
+        dtype = (jnp.bfloat16, bool, jnp.int8)[moment]
+        return jnp.asarray(trees.ABSENT) if moment == 1 else jnp.full_like(leaf, self.zero(moment, dtype), dtype=dtype)
 
-    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, empty: ArrayLike = False) -> tuple[jax.Array, Nus]:
-        root, ratio, sign = codes.unpack(jnp.where(empty, jnp.zeros([], kept.mu.dtype), kept.mu))
-        more = [jnp.where(empty, 0, code) for code in _bytes(kept.nus[1:])]
-        s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
-        mu = sign * codes.decode_ratio(ratio, ratios) * s[0]
+    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, Nus]:
+        root, ratio, sign = codes.unpack(kept.mu)
+        s = [codes.decode_root(code, w) for code, w in zip((root, *_bytes(kept.nus[1:])), kept.windows, strict=True)]
+        size = codes.decode_ratio(ratio, ratios)
+        mu = sign * (size if limit is None else jnp.minimum(size, limit)) * s[0]
         return mu.astype(wide), tuple(x.astype(jnp.finfo(wide).dtype) for x in s)
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
@@ -249,8 +266,8 @@ class Int8(Storage):
         ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
-        m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios)
-        return Kept(packed, nus, extremes), self.bounded(m, sizes[0], moving.limits.mu), sizes
+        as_kept = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+        return Kept(packed, nus, extremes), *as_kept
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         sizes, half, windows, roots = [s.astype(jnp.float32) for s in nus], _half(m), [], []

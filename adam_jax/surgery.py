@@ -78,7 +78,8 @@ def read_moments(state: Any, *, where: str | None = None, own: Storage | None = 
 
     def read(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:
         kept = Kept(mu, nus, windows[at.number] if len(windows) else ())
-        m, s = storage.held_by(kept, own).load(kept, _wide(kept), ratios, jnp.asarray(node.count) <= 0)
+        how = storage.held_by(kept, own)
+        m, s = how.load(how.emptied(kept, jnp.asarray(node.count) <= 0), _wide(kept), ratios)
         return m, *s
 
     mu, nu, *largest = _map(read, columns)
@@ -120,7 +121,7 @@ def write_moments(state: Any, held: Moments, *, where: str | None = None, own: S
     values = [_values(name, tree, node.mu) for name, tree in zip(("mu", "nu", "nu_max"), given, strict=False)]
     windows, bound, ratios = [], None, codes.MOST_RATIOS
     if node.codes != ():
-        bound = jnp.maximum(node.codes.bound, _largest_ratio(values[0], change(values[1])))
+        bound = jnp.maximum(node.codes.bound, _largest_ratio(values[0], [change(x) for x in values[1]]))
         ratios = codes.ratios(bound)
 
     def write(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:

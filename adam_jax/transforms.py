@@ -157,9 +157,8 @@ def scale_by_norm(
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
         k = _Scalars(m, v, after, eps * scale)
         limits = _limits(norm, codes, k, count) if choice.narrow else Limits()
-        empty = jnp.asarray(count) <= 0
         if choice.narrow:  # where nothing is kept, there are no windows
-            codes = codes._replace(windows=jnp.where(empty, 0, codes.windows))
+            codes = codes._replace(windows=jnp.where(jnp.asarray(count) <= 0, 0, codes.windows))
         leaves = _of_leaves(choice, mu, nus, codes)
         extremes: dict[int, jax.Array] = {}
 
@@ -174,7 +173,7 @@ def scale_by_norm(
 
         updates, kept = trees.map_updates(step, updates, (mu, *nus), params)
         if choice.narrow:
-            codes = codes.after(limits.mu, extremes, v.moved, empty)
+            codes = codes.after(limits.mu, extremes, v.moved)
         return updates, state_type(optax.safe_increment(count), *kept, m.weight, v.weight, codes, form)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -205,7 +204,8 @@ def _leaf_step(
     wide = jnp.promote_types(*(moments.accumulator_dtype(x.dtype) for x in (g, kept.mu)))
     norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
     gradient = moments.saturate(g.astype(wide), norm.squares)
-    m, nus = how.load(kept, wide, limits.ratios_before, count <= 0)
+    kept = how.emptied(kept, count <= 0)
+    m, nus = how.load(kept, wide, limits.ratios_before)
     m = norm.average(m, gradient, k.m.moved)
     moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, count, limits)
     kept, m, new = how.save(kept, m, moving)  # the step is that of the moments as they are kept

@@ -1,4 +1,4 @@
-"""Narrow moments are the same bits on two processes as on one, on eight devices in all."""
+"""One, two and four processes on eight devices in all: narrow moments, ZeRO-1 on the paper's net, a checkpoint."""
 
 import os
 import socket
@@ -11,20 +11,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from test_checkpoints import restore, save
 
 import adam_jax
+from adam_jax.paper import problems
+from adam_jax.shardings import gradient_shardings, state_shardings
 
 DTYPES = ("bfloat16", "int8")
 SHAPE, STEPS = (64, 128), 6
+LEARNING_RATE = 1e-3
 
 
-def _trained(dtype: str) -> list[np.ndarray]:
+def _mesh() -> Mesh:
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def _whole() -> NamedSharding:
+    return NamedSharding(_mesh(), PartitionSpec())
+
+
+def _on_this_host(tree: Any) -> list[np.ndarray]:
+    return [
+        np.asarray(leaf.addressable_data(0)) for leaf in jax.tree.leaves(jax.jit(lambda t: t, out_shardings=_whole())(tree))
+    ]
+
+
+def _narrow(dtype: str) -> list[np.ndarray]:
     """Params and state after some steps on a mesh of all devices of all processes, gathered on each."""
-    mesh = jax.make_mesh((jax.device_count(),), ("x",), axis_types=(AxisType.Auto,))
-    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x",), ()))
-    tx = adam_jax.adam(0.1, mu_dtype=dtype, nu_dtype=dtype)
+    rows = NamedSharding(_mesh(), PartitionSpec("data"))
+    tx = adam_jax.adam(0.1, storage=dtype)
 
     def train() -> Any:
         def step(carry: Any, g: jax.Array) -> tuple[Any, None]:
@@ -35,57 +53,125 @@ def _trained(dtype: str) -> list[np.ndarray]:
         gradients = jax.random.normal(jax.random.key(3), (STEPS, *SHAPE))
         return jax.lax.scan(step, (params, tx.init(params)), gradients)[0]
 
-    leaves = jax.tree.leaves(jax.jit(train, out_shardings=whole)())
-    return [np.asarray(leaf.addressable_data(0)) for leaf in leaves]
+    return _on_this_host(jax.jit(train, out_shardings=_whole())())
 
 
-def _work(rank: int, address: str, file: str) -> None:
-    """What one of the two processes does."""
+TX = adam_jax.adam(LEARNING_RATE)
+
+
+def _with_zero_1() -> Any:
+    """Params and state of Figure 2a's net after ten data-parallel steps."""
+    problem = problems.perceptron(784, 10)
+    rows, place = NamedSharding(_mesh(), PartitionSpec("data")), jax.lax.with_sharding_constraint
+    params = jax.jit(problem.init, out_shardings=_whole())(jax.random.key(0))
+    split, of_state = gradient_shardings(params, zero1="data"), state_shardings(TX, params, zero1="data")
+
+    def batch(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.random.bits(key, (128, 784), jnp.uint8), jax.random.randint(key, (128,), 0, 10)
+
+    def step(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any]:
+        x, y = place(batch(key), rows)
+        gradients, mine = place((jax.grad(problem.cost)(params, x, y, key), params), (split, split))
+        updates, state = TX.update(gradients, state, mine)
+        return place(place(optax.apply_updates(mine, updates), split), _whole()), state
+
+    step = jax.jit(step, out_shardings=(_whole(), of_state), donate_argnums=(0, 1))
+    state = jax.jit(TX.init, out_shardings=of_state)(params)
+    for t in range(10):
+        params, state = step(params, state, jax.random.key(t))
+    return params, state
+
+
+def _work(rank: int, ranks: int, address: str, file: str, folder: str) -> None:
+    """What one of the processes does."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, num_processes=2, process_id=rank)
-    assert (jax.device_count(), jax.local_device_count()) == (8, 4)
-    np.savez(
-        file, **{f"{d}{i}": leaf.view(np.uint8) for d in DTYPES for i, leaf in enumerate(map(np.atleast_1d, _trained(d)))}
-    )
+    jax.distributed.initialize(address, num_processes=ranks, process_id=rank)
+    assert (jax.device_count(), jax.local_device_count()) == (8, 8 // ranks)
+    found = {"zero 1": _on_this_host(run := _with_zero_1())}
+    if ranks == 2:
+        found |= {dtype: _narrow(dtype) for dtype in DTYPES}
+        with ocp.CheckpointManager(folder) as manager:
+            save(manager, 10, TX, *run)
+            manager.wait_until_finished()
+    bits = {f"{name}/{i}": np.atleast_1d(x).view(np.uint8) for name, leaves in found.items() for i, x in enumerate(leaves)}
+    np.savez(file, **bits)
 
 
-@pytest.fixture(scope="module")
-def of_two_processes(tmp_path_factory):
-    """What each of the two processes found: dictionaries of bytes."""
+def _ranks(ranks: int, folder: Path) -> list[dict[str, np.ndarray]]:
+    """What each of so many processes found: bytes by name."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // ranks}",
+        "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(adam_jax.__file__).parents[1]),
-    }  # fmt: skip
-    files = [str(tmp_path_factory.mktemp("found") / f"{rank}.npz") for rank in range(2)]
+    }
+    files = [str(folder / f"{rank}.npz") for rank in range(ranks)]
+    logs = [(folder / f"{rank}.log").open("w+") for rank in range(ranks)]
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), address, file], env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
+            [sys.executable, __file__, str(rank), str(ranks), address, files[rank], str(folder / "run")],
+            env=environment,
+            stdout=logs[rank],
+            stderr=subprocess.STDOUT,
         )
-        for rank, file in enumerate(files)
-    ]  # fmt: skip
+        for rank in range(ranks)
+    ]
     try:
-        for worker in workers:
-            said, _ = worker.communicate(timeout=120)
-            assert worker.returncode == 0, said
+        for worker, log in zip(workers, logs, strict=True):
+            assert worker.wait(timeout=180) == 0, (log.seek(0), log.read())
     finally:
-        for worker in workers:
+        for worker, log in zip(workers, logs, strict=True):
             worker.kill()
             worker.wait()
+            log.close()
     return [dict(np.load(file)) for file in files]
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with a checkpoint, and what each of two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, _ranks(2, folder)
+
+
+def _numbers(found: dict[str, np.ndarray], name: str, like: list[np.ndarray]) -> list[np.ndarray]:
+    return [found[f"{name}/{i}"].view(x.dtype).reshape(x.shape) for i, x in enumerate(like)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_two_processes_find_the_bits_of_one(dtype, of_two_processes):
-    alone = _trained(dtype)  # eight devices in this process
-    assert dtype in {str(leaf.dtype) for leaf in alone}
-    for found in of_two_processes:
+def test_two_processes_find_the_bits_of_one(dtype, two):
+    alone = _narrow(dtype)  # eight devices in this process
+    assert "bfloat16" in {str(leaf.dtype) for leaf in alone}  # int8 moments are one such number
+    for found in two[1]:
         for i, leaf in enumerate(map(np.atleast_1d, alone)):
-            np.testing.assert_array_equal(found[f"{dtype}{i}"], leaf.view(np.uint8))
+            np.testing.assert_array_equal(found[f"{dtype}/{i}"], leaf.view(np.uint8))
+
+
+def test_two_and_four_processes_train_the_papers_net_with_zero_1_to_the_same_bits(two, tmp_path):
+    first, *others = two[1]
+    for found in (*others, *_ranks(4, tmp_path)):
+        for name in (name for name in first if name.startswith("zero 1/")):
+            np.testing.assert_array_equal(found[name], first[name])
+    alone = [np.asarray(leaf) for leaf in jax.tree.leaves(_with_zero_1()[0])]
+    start = jax.tree.leaves(problems.perceptron(784, 10).init(jax.random.key(0)))
+    for a, b, p in zip(alone, _numbers(first, "zero 1", alone), start, strict=True):
+        assert np.max(np.abs(a - p)) > LEARNING_RATE
+        assert np.max(np.abs(a - b)) < 5e-3 * LEARNING_RATE  # one process sums gradients in another order
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Orbax's own
+def test_a_run_saved_by_two_processes_goes_on_in_one(two):
+    folder, (found, _) = two
+    params = problems.perceptron(784, 10).init(jax.random.key(0))
+    one = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec())
+    with ocp.CheckpointManager(folder / "run") as manager:
+        run = restore(manager, 10, TX, jax.device_put(params, one))
+    restored = [np.asarray(leaf) for leaf in jax.tree.leaves(run)]
+    for a, b in zip(restored, _numbers(found, "zero 1", restored), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 if __name__ == "__main__":
-    _work(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    _work(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax import codes, moments, storage, trees
+from adam_jax import codes, storage, trees
 from adam_jax.storage import Kept, Storage
 from adam_jax.transforms import StoragePerLeaf
 
@@ -23,8 +23,7 @@ class WatchedLeaf(NamedTuple):
     def read(self, kept: Kept) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """The first moment, and what is kept of the second ones, decoded."""
         wide = jnp.complex64 if jnp.iscomplexobj(kept.mu) else jnp.float32
-        mu, nus = self.how.load(kept, wide, codes.ratios(self.bound), self.empty)
-        return self.how.bounded(mu, nus[0], self.bound), nus
+        return self.how.load(self.how.emptied(kept, self.empty), wide, codes.ratios(self.bound), self.bound)
 
 
 def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
@@ -44,20 +43,8 @@ def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
             continue
         at = trees.At(keys)
         kept = Kept(mu, tuple(nus), () if windows is None else windows[len(found)])
-        how = choice.old(at, kept) if choice else Storage() if from_optax else _built_in(at, kept)
+        how = choice.old(at, kept) if choice else Storage() if from_optax else storage.held_by(kept)
         found.append(WatchedLeaf(at.path, kept, how, bound, jnp.asarray(node.count) <= 0))
     if not found:
         raise ValueError("the Adam in state must have trained at least one leaf, got none")
     return found
-
-
-def _built_in(at: trees.At, kept: Kept) -> Storage:
-    """The library's storage that a leaf's dtypes tell of."""
-    mu, nu = kept.mu.dtype, kept.nus[0].dtype
-    if len(kept.windows) and nu == trees.ABSENT.dtype and mu == jnp.bfloat16:
-        return storage.int8()
-    if len(kept.windows) and mu == nu == jnp.bfloat16:
-        return storage.bfloat16()
-    if jnp.issubdtype(mu, jnp.inexact) and jnp.issubdtype(nu, jnp.inexact) and moments.accumulator_dtype(nu) == nu:
-        return Storage()
-    raise ValueError(f"storage must be given, as to the transformation: the state keeps {mu} and {nu} at {at}")

@@ -1,11 +1,10 @@
-"""This library beside its peers on this machine: `python -m adam_jax bench correctness`.
+"""Where Optax's Adam goes wrong: `python -m adam_jax bench correctness`.
 
 `optax` and `adam_jax` share their names, so a row is one function, run with each module.
 """
 
-import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import optax
 
 import adam_jax
 
-__all__ = ["CORRECTNESS", "Row", "main"]
+__all__ = ["CORRECTNESS", "Row", "rows"]
 
 
 class Row(NamedTuple):
@@ -26,32 +25,18 @@ class Row(NamedTuple):
     measure: Callable[[Any], str]
 
 
-def main(argv: list[str]) -> int:
-    """Run the comparison named on the command line and print it as a Markdown table.
+def rows() -> Iterator[dict[str, str]]:
+    """Each line of the table, as soon as it is measured.
 
-    Args:
-        argv: the arguments after `bench`; `--list` says what would be run.
-
-    Returns:
-        The exit status.
+    Yields:
+        The case, what Optax gives, what this library gives, and what is exact.
 
     Example:
-        >>> main(["correctness", "--list"])  # doctest: +ELLIPSIS
-        float32, 3000 steps over six decades: worst error
-        ...
-        0
+        >>> next(rows())["exact"]
+        '0 ulp'
     """
-    parser = argparse.ArgumentParser(prog="python -m adam_jax bench", description="this library beside its peers")
-    parser.add_argument("what", choices=["correctness"], help="correctness: where Optax's Adam goes wrong")
-    parser.add_argument("--list", action="store_true", help="say what would be run")
-    arguments = parser.parse_args(argv)
-    if arguments.list:
-        print("\n".join(row.case for row in CORRECTNESS))
-        return 0
-    print("| case | optax | adam_jax | exact |\n|---|---|---|---|")
     for row in CORRECTNESS:
-        print(f"| {row.case} | {row.measure(optax)} | {row.measure(adam_jax)} | {row.exact} |", flush=True)
-    return 0
+        yield {"case": row.case, "optax": row.measure(optax), "adam_jax": row.measure(adam_jax), "exact": row.exact}
 
 
 def _last(tx: optax.GradientTransformation, *runs: tuple[float, int], dtype: Any = jnp.float32, params: Any = None) -> Any:
@@ -82,7 +67,7 @@ def _recovery(module: Any) -> str:
 
 
 def _root_recovery(module: Any) -> str:
-    tx = module.scale_by_adam(root=True) if module is adam_jax else module.scale_by_adam()
+    tx = module.scale_by_adam(storage="root") if module is adam_jax else module.scale_by_adam()
     return f"{_last(tx, (1e20, 1), (1.0, 9)):.4g}"
 
 
@@ -175,7 +160,7 @@ CORRECTNESS = [
     Row("first step, b2 = .999, .99999, .9999999: error", "0, 0, 0", _first_step_errors),
     Row("b1 and b2 on a schedule, gradient always 1: updates", "1.000 … 1.000", _scheduled),
     Row("float32, one gradient of 1e20, then 1 for 20,000 steps, b2 = .99: update", "1", _recovery),
-    Row("the same after 9 steps, default b2, `root=True`: update", f"{_exact_root_recovery():.4g}", _root_recovery),
+    Row("the same after 9 steps, default b2, storage='root': update", f"{_exact_root_recovery():.4g}", _root_recovery),
     Row(
         "bfloat16, g = 1 for 10,000 steps, then .01 for 10,000: update",
         f"{_exact_shrinking():.3f}",

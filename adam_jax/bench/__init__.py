@@ -1,0 +1,1 @@
+"""This library beside its peers: `python -m adam_jax bench --help` says what is compared."""
