@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from adam_jax import tables as tables
     from adam_jax import watch as watch
 
-__docformat__ = "google"
 __version__ = "0.1.0"
 __all__ = [
     "AverageParamsState",

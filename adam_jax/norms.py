@@ -58,6 +58,13 @@ class Norm:
         squares: 1 where gradients are squared as they are, and so must saturate; else 0 (`moments.saturate`).
         exponent: the p of the norm.
         corrected: whether Section 3's correction applies.
+
+    Example:
+        >>> from adam_jax import scale_by_norm
+        >>> for norm in (Square(), Root(), Infinity(), Power(3.0), Largest(Square())):
+        ...     tx = scale_by_norm(norm)
+        ...     print(tx.update(jnp.array([-5.0]), tx.init(jnp.zeros(1)))[0], end=" ")
+        [-1.] [-1.] [-1.] [-1.] [-1.]
     """
 
     slots: int = 1

@@ -108,6 +108,7 @@ def test_a_folder_is_imported_when_it_is_first_asked_for(name):
 def test_the_readme_map_matches_the_tree():
     readme = (PACKAGE.parent / "README.md").read_text()
     block = readme.split("## The map")[1].split("```")[1]
-    listed = {line.split()[0].rstrip("/") for line in block.splitlines() if line.startswith("  ")}
+    names = [line[2:].split("  ")[0] for line in block.splitlines() if line.startswith("  ")]  # names, two spaces, what they are
+    listed = {name.rstrip("/") for line in names for name in line.split()}
     there = {path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")}
     assert listed == there
