@@ -89,7 +89,8 @@ __all__ = [
     "state_bytes",
 ]
 
-_LATER = ("checkpoints", "interop", "online", "shardings", "surgery", "tables", "watch")  # imported when they are first asked for
+# imported when they are first asked for
+_LATER = ("checkpoints", "interop", "online", "shardings", "surgery", "tables", "watch")
 
 
 def __getattr__(name: str) -> Any:

@@ -26,19 +26,19 @@ __all__ = ["Tick", "at", "complement", "corrected_rate", "running_weight", "tick
 class Tick(NamedTuple):
     """One step of the clock; scalars."""
 
-    rate: ArrayLike  # 1 - b
-    weight: ArrayLike  # w_t, of all values so far
-    moved: ArrayLike  # how far the average moves towards the new value: (1 - b) / w_t, or 1 - b where nothing is corrected
-    kept: ArrayLike  # w_{t-1} / w_t, what the weight before is of the weight now; 1 where nothing is corrected
+    rate: jax.Array  # 1 - b
+    weight: jax.Array  # w_t, of all values so far
+    moved: jax.Array  # how far the average moves towards the new value: (1 - b) / w_t, or 1 - b where nothing is corrected
+    kept: jax.Array  # w_{t-1} / w_t, what the weight before is of the weight now; 1 where nothing is corrected
 
 
 def tick(rate: ArrayLike, weight: ArrayLike, count: ArrayLike, *, corrected: bool = True) -> Tick:
-    """One more value at the rate 1 - b, after `count` values of total weight `weight`; at count 0 nothing weighs anything."""
+    """One more value at the rate 1 - b, after `count` values of total weight `weight`; at count 0 nothing weighs."""
     weight = jnp.asarray(weight)
     before, rate = jnp.where(jnp.asarray(count) <= 0, 0.0, weight), jnp.asarray(rate, weight.dtype)
     now = running_weight(before, rate, count)
     if not corrected:
-        return Tick(rate, now, rate, 1.0)
+        return Tick(rate, now, rate, jnp.ones_like(now))
     kept = jnp.where(before <= 0, 1.0, corrected_rate(before, now))
     return Tick(rate, now, corrected_rate(rate, now), kept)
 
@@ -47,7 +47,8 @@ def at(value: ArrayLike | Callable[[jax.Array], ArrayLike], count: ArrayLike) ->
     """A hyper-parameter at a count, or at each of several: a schedule's value there, or the number or array itself."""
     if not callable(value):
         return value
-    return jax.vmap(value)(count) if jnp.ndim(count) else value(jnp.asarray(count))
+    count = jnp.asarray(count)
+    return jax.vmap(value)(count) if count.ndim else value(count)
 
 
 def complement(decay: ArrayLike) -> jax.Array | float:

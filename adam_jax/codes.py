@@ -1,23 +1,21 @@
 """Eight-bit codes of the moments of ONE array, and the one bfloat16 number that holds both: arithmetic on bit patterns.
 
-**Second moments** are kept as the root s = sqrt(v), in the top bits of its float32 pattern, which is a logarithmic code: 8, 16
-or 32 numbers an octave in a window of 32, 16 or 8 octaves, whichever the magnitudes in the leaf fit in, with some headroom
-above the leaf's largest. The window is two integers a leaf; it moves by whole octaves, which changes no number inside. It is
-chosen from codes that are in memory before the step begins, so that a step is one pass: those of two steps ago. The first two
-steps, and those after one that left the window upwards, use one number an octave and all octaves of float32. A positive root
-never becomes zero, however small: what lies below the window is kept as the window's lowest number.
+**Second moments** are kept as the root s = sqrt(v), in the top bits of its float32 pattern, which is a logarithmic code: 8,
+16 or 32 numbers an octave in a window of 32, 16 or 8 octaves, whichever the magnitudes in the leaf fit in, with some
+headroom above the leaf's largest. The window is two integers a leaf; it moves by whole octaves, which changes no number
+inside. It is chosen from codes that are in memory before the step begins, so that a step is one pass: those of two steps
+ago. The first two steps, and those after one that left the window upwards, use one number an octave and all octaves of
+float32. A positive root never becomes zero, however small: what lies below the window is kept as the window's lowest number.
 
 **First moments** are kept as the ratio m / s to a root inside the window, which Hölder bounds (`norms`): in steps of 0.0006
-near zero that grow to 0.31 near 7.42, where the bound is 7.27, and wider ones where it is larger. So they need no scale, and a
-first moment follows its second: whatever rounding does to s, m / s stays what it was. Only where s is raised to the window's
-lowest number is it m that stays: such steps are too small, never too large, at all decays.
+near zero that grow to 0.31 near 7.42, where the bound is 7.27, and wider ones where it is larger. So they need no scale, and
+a first moment follows its second: whatever rounding does to s, m / s stays what it was. Only where s is raised to the
+window's lowest number is it m that stays: such steps are too small, never too large, at all decays.
 
-**Both** make one bfloat16 number: the code of s, 1 to 254, is its exponent, sign and code of m / s are its other bits; zero is
-zero and NaN is NaN. Every pattern is an ordinary number, so that compilers see a conversion; arrays of eight bits cannot be
-written in place beside those of 32 on TPU.
+**Both** make one bfloat16 number: the code of s, 1 to 254, is its exponent, sign and code of m / s are its other bits; zero
+is zero and NaN is NaN. Every pattern is an ordinary number, so that compilers see a conversion; arrays of eight bits cannot
+be written in place beside those of 32 on TPU.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +30,6 @@ __all__ = [
     "encode_root",
     "extremes",
     "lowest",
-    "manual_axes",
     "pack",
     "ratios",
     "unpack",
@@ -105,8 +102,8 @@ def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> ja
 
     `extremes` are those of codes in `window`; `rate` is how far a step moves the second moment. The headroom above the
     largest s is 4 octaves at a rate of 1/1000, room for gradients 500 times as large, and half an octave more with each
-    doubling of the rate. One octave to spare at the bottom is asked of a finer window before it is taken, so that it does not
-    come and go. All octaves, with one number each, if all codes are zero or one is at the window's top.
+    doubling of the rate. One octave to spare at the bottom is asked of a finer window before it is taken, so that it does
+    not come and go. All octaves, with one number each, if all codes are zero or one is at the window's top.
     """
     (top, bottom), (start, fine) = extremes, window
     high, low = ((top - 1) >> fine) + start, ((bottom - 1) >> fine) + start
@@ -150,14 +147,7 @@ def extremes(packed: jax.Array) -> jax.Array:
 
     axes = tuple(range(packed.ndim))
     top, bottom = jax.lax.platform_dependent(packed, cpu=fields, tpu=apart, default=pair)
-    shards = manual_axes(packed)  # inside `shard_map` too, a window is that of the whole leaf
-    return jnp.stack([jax.lax.pmax(top, shards), jax.lax.pmin(bottom, shards)] if shards else [top, bottom])
-
-
-def manual_axes(x: jax.Array) -> tuple[str, ...]:
-    """The mesh axes along which a shard inside `shard_map` differs from others; none where `check_vma=False` hides them."""
-    kind: Any = jax.typeof(x)
-    return tuple(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)  # jax 0.8 to 0.9: vma
+    return jnp.stack([top, bottom])
 
 
 def _pattern(x: jax.Array) -> jax.Array:

@@ -110,10 +110,8 @@ def raise_if_stuck(state: Any, *, where: str | None = None) -> None:
     """
     for path, skip in trees.every(state, SkipNonfiniteState, where, "wrap the transformation in skip_nonfinite").items():
         if jnp.any(skip.stuck):
-            at = f" at {path}" if path else ""
-            raise FloatingPointError(
-                f"gradients were not finite for {jnp.max(skip.consecutive)} steps in a row ({jnp.max(skip.total)} in all){at}"
-            )
+            often = f"{jnp.max(skip.consecutive)} steps in a row ({jnp.max(skip.total)} in all)"
+            raise FloatingPointError(f"gradients were not finite for {often}{path and ' at '}{path}")
 
 
 def _all_finite(updates: Any) -> jax.Array:

@@ -1,8 +1,8 @@
 """The paper's arithmetic on one array: averages, second moments, norms and the direction of a step.
 
-Every function takes arrays of one shape and scalars, and returns arrays of that shape. Nothing here knows about trees, states
-or storage. Averages move as a + rate (x - a): a constant input is a fixed point to the last bit, which it is not in
-b a + (1 - b) x, where b and 1 - b rounded to float32 do not add up to one.
+Every function takes arrays of one shape and scalars, and returns arrays of that shape. Nothing here knows about trees,
+states or storage. Averages move as a + rate (x - a): a constant input is a fixed point to the last bit, which it is not in b
+a + (1 - b) x, where b and 1 - b rounded to float32 do not add up to one.
 
 Nothing finite makes something non-finite: gradients saturate where their square or a difference of two would overflow, and
 quotients by zero are zero. A NaN or an infinity in a gradient is not hidden: it comes out as NaN.
@@ -59,7 +59,7 @@ def average(mean: ArrayLike, value: ArrayLike, rate: ArrayLike) -> jax.Array:
 
 def times(factor: ArrayLike, x: ArrayLike) -> jax.Array:
     """A real factor times an array, real or complex."""
-    return each_part(lambda part: factor * part, jnp.asarray(x))
+    return each_part(lambda part: jnp.asarray(factor * part), jnp.asarray(x))
 
 
 def each_part(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -129,7 +129,8 @@ def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike, *, coarse: b
 
     With x and y the gradient and s over the power of two below the larger of them, and q = sqrt(y^2 + rate (x^2 - y^2)),
     the new root over that power is q, written as a small correction to y so that rounding errors do not pile up; `coarse`
-    spares the correction where the result is rounded to few bits anyway. Scaling all gradients by 2^k scales s by exactly it.
+    spares the correction where the result is rounded to few bits anyway. Scaling all gradients by 2^k scales s by exactly
+    it.
     """
     a = magnitude(g)
     power, inverse = _power_of_two(jnp.maximum(a, s))

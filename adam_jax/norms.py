@@ -97,7 +97,12 @@ class Norm:
     def tick(self, b2_rate: ArrayLike, weight: ArrayLike, count: ArrayLike, *, corrected: bool = True) -> Tick:
         """The clock of the average; `rate` is 1 - b2 as it was given."""
         tick = clock.tick(self.rate(b2_rate), weight, count, corrected=corrected and self.corrected)
-        return tick._replace(rate=b2_rate)
+        return tick._replace(rate=jnp.asarray(b2_rate, tick.weight.dtype))
+
+    def full(self, b2_rate: ArrayLike) -> Tick:
+        """The clock's step long after the first, when correction no longer matters."""
+        one = jnp.ones([])
+        return Tick(jnp.asarray(b2_rate), one, jnp.asarray(self.rate(b2_rate)), one)
 
     def average(self, m: jax.Array, g: jax.Array, moved: ArrayLike) -> jax.Array:
         """The first moment after one more gradient; m may be as small as this norm can be."""
@@ -134,8 +139,8 @@ class Norm:
         return larger * ((old / larger) ** q + (fresh / larger) ** q) ** (1.0 / q)
 
     def largest_ratio(self, b1_rate: ArrayLike, b2_rate: ArrayLike) -> jax.Array:
-        """The most that |m| / s can be at constant decays, over all histories: the fixed point, infinite where there is none."""
-        kept, new = self.shares(Tick(b2_rate, 1.0, self.rate(b2_rate), 1.0))
+        """The most that |m| / s can be at constant decays: the fixed point of `next_ratio`, infinite where there is none."""
+        kept, new = self.shares(self.full(b2_rate))
         q = _conjugate(self.exponent)
         ratio = (1.0 - b1_rate) * clock.corrected_rate(1.0, kept)
         bounded = (ratio < 1.0) & (jnp.asarray(new) > 0)
@@ -161,6 +166,7 @@ class Root(Norm):
         return (moments.root_second_moment(nus[0], g, t.moved, coarse=self.coarse),)
 
     def size(self, nus: Nus, t: Tick) -> jax.Array:
+        del t
         return nus[0] if self.eps_root is None else moments.root_plus(nus[0], self.eps_root)
 
 
@@ -189,6 +195,7 @@ class Square(Norm):
         return (moments.second_moment(nus[0], g, t.moved),)
 
     def size(self, nus: Nus, t: Tick) -> jax.Array:
+        del t
         return moments.root(nus[0] if self.eps_root is None else nus[0] + self.eps_root)
 
     def scale(self, weight: ArrayLike) -> ArrayLike:
@@ -256,7 +263,7 @@ class Power(Norm):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Largest(Norm):
-    """The largest of another norm so far (AMSGrad, Reddi et al. 2018): of the raw one, corrected when read, or as it is kept."""
+    """The largest of another norm so far (AMSGrad, Reddi et al. 2018): of the raw one, or of it as it is kept."""
 
     of: Norm
     raw: bool = dataclasses.field(default=True, metadata={"static": True})

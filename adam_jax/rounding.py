@@ -16,6 +16,7 @@ magnitude, carries into the exponent included. There is no floating-point identi
 """
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +43,10 @@ def stream(seed: ArrayLike, path: str) -> ArrayLike:
     return _hash(_hash(seed + np.uint32(0x9E3779B9)) + np.uint32(zlib.crc32(path.encode())))[0]
 
 
-def draws(shape: tuple[int, ...], stream: jax.Array, count: ArrayLike) -> jax.Array:
+def draws(shape: tuple[int, ...], stream: ArrayLike, count: ArrayLike) -> jax.Array:
     """32 uniform bits for each element at step `count`, an integer scalar; it may wrap.
 
-    `shape` is that of the whole array; under `shard_map`, where that is not known, of the shard.
+    `shape` is that of the whole array.
 
     Example:
         >>> pair = jnp.stack([draws((2,), stream(0, "w"), count) for count in (0, 1)])
@@ -60,7 +61,7 @@ def draws(shape: tuple[int, ...], stream: jax.Array, count: ArrayLike) -> jax.Ar
     return draws_at(index, stream, count)
 
 
-def draws_at(index: jax.Array, stream: jax.Array, count: ArrayLike) -> jax.Array:
+def draws_at(index: jax.Array, stream: ArrayLike, count: ArrayLike) -> jax.Array:
     """The draws of the elements with these indices, uint32: what a kernel on a block of a leaf calls."""
     x = (index + stream) * np.uint32(0x9E3779B1)
     x = (x ^ (x >> 16)) + _reversed(jnp.asarray(count).astype(jnp.uint32))
@@ -183,7 +184,7 @@ def _toward_zero(x: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
     return bare, (jnp.where(inwards, 65536.0 - part, part) + 0.5).astype(jnp.uint32)
 
 
-def _hash(x: jax.Array) -> jax.Array:
+def _hash(x: Any) -> Any:
     """A hash of 32 bits to 32 bits (Wellons' lowbias32)."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)

@@ -1,8 +1,8 @@
 """How the moments of one leaf are kept between steps: as they are, in bfloat16, in eight bits, or in codes of your own.
 
-Rounding is without bias (`rounding`). To nearest, a narrow second moment stalls: a step moves it by 1 - b2 of its value, less
-than half the distance between two of its numbers, so it never moves at all. It depends on the seed, the count, the leaf's
-path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
+Rounding is without bias (`rounding`). To nearest, a narrow second moment stalls: a step moves it by 1 - b2 of its value,
+less than half the distance between two of its numbers, so it never moves at all. It depends on the seed, the count, the
+leaf's path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
 
 Narrow second moments are roots. The step taken is that of the moments as they are kept, so a state alone tells what it was.
 """
@@ -419,13 +419,13 @@ class Choice:
         return Storage(_first(self.mu_dtype))
 
 
-def held_by(kept: Kept, own: Storage | None = None) -> Storage:
+def held_by(at: At, kept: Kept, own: Storage | None = None) -> Storage:
     """How a leaf of a state is kept, as its arrays tell; in codes of one's own only `own` can."""
     for storage in (own, Int8(), bfloat16(), Storage(), Storage(_ROUNDED[np.dtype(jnp.bfloat16)]), *_PLAIN):
         if storage is not None and _is_kept_by(storage, kept):
             return storage
     raise ValueError(
-        f"storage must be given to read moments of {kept.mu.dtype} and {kept.nus[0].dtype}: in codes of your own"
+        f"storage must be given, as to the transformation: the state keeps {kept.mu.dtype} and {kept.nus[0].dtype} at {at}"
     )
 
 

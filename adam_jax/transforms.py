@@ -132,7 +132,7 @@ def scale_by_norm(
     choice = Choice(storage, mu_dtype)
     norm = norm.rooted() if choice.rooted else norm
     form = norm.form(choice.codes)
-    state_type = ScaleByAdamState if norm.slots == 1 else ScaleByAmsgradState
+    state_type: Any = ScaleByAdamState if norm.slots == 1 else ScaleByAmsgradState
     ahead = _look_ahead if nesterov else _as_it_is
 
     def init(params: Any) -> Any:
@@ -164,6 +164,8 @@ def scale_by_norm(
 
         def step(at: trees.At, g: ArrayLike, *kept: jax.Array) -> tuple[Any, ...]:
             how, stream, windows = leaves[at.number]
+            if how.rounds:
+                trees.check_whole(at, jnp.asarray(g))
             of_leaf = norm.rooted(coarse=True) if how.narrow else norm
             u, new = _leaf_step(
                 how, ahead, of_leaf, jnp.asarray(g), Kept(kept[0], kept[1:], windows), k, limits, count, stream
@@ -200,7 +202,7 @@ def _leaf_step(
     how: Storage, ahead: Ahead, norm: Norm, g: jax.Array, kept: Kept, k: _Scalars, limits: Limits, count: jax.Array,
     stream: jax.Array,
 ) -> tuple[jax.Array, Kept]:  # fmt: skip
-    """Algorithm 1 on one leaf. Jitted, so that leaves of one shape are traced once; all that differs between them is data."""
+    """Algorithm 1 on one leaf. Jitted, so that leaves of one shape are traced once; what differs between them is data."""
     wide = jnp.promote_types(*(moments.accumulator_dtype(x.dtype) for x in (g, kept.mu)))
     norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
     gradient = moments.saturate(g.astype(wide), norm.squares)
@@ -274,12 +276,12 @@ def scale_by_adam(
         b2: decay of the second moment, likewise.
         eps: number or scalar >= 0 added to the root of the second moment.
         eps_root: number or scalar >= 0 added inside the root.
-        mu_dtype: dtype of the first moments alone, as in Optax: bfloat16 and float16 are rounded without bias; default float32,
-            or the params' own where it is wider. For complex leaves it is the dtype of each part.
-        storage: how both moments are kept: "float32" (or None), "root" (float32, sqrt(v) in place of v: exact for gradients from
-            1e-36 to 1e37), "bfloat16" (4 bytes a parameter), "int8" (2 bytes; leaves of fewer than 4096 elements stay float32),
-            a `Storage`, or a function from a leaf's path ("['encoder'][0].w") to one of those. Beside narrow leaves all second
-            moments are roots.
+        mu_dtype: dtype of the first moments alone, as in Optax: bfloat16 and float16 are rounded without bias; default
+            float32, or the params' own where it is wider. For complex leaves it is the dtype of each part.
+        storage: how both moments are kept: "float32" (or None), "root" (float32, sqrt(v) in place of v: exact for gradients
+            from 1e-36 to 1e37), "bfloat16" (4 bytes a parameter), "int8" (2 bytes; leaves of fewer than 4096 elements stay
+            float32), a `Storage`, or a function from a leaf's path ("['encoder'][0].w") to one of those. Beside narrow
+            leaves all second moments are roots.
         nesterov: use the next step's momentum (Nadam, Dozat 2016).
         bias_correction: divide the moments by their weight (Section 3). Off, the first update is (1-b1) / sqrt(1-b2).
         eps_hat: add eps to the uncorrected sqrt(v), as in Section 2's efficient order, TensorFlow and Keras.

@@ -43,7 +43,7 @@ def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
             continue
         at = trees.At(keys)
         kept = Kept(mu, tuple(nus), () if windows is None else windows[len(found)])
-        how = choice.old(at, kept) if choice else Storage() if from_optax else storage.held_by(kept)
+        how = choice.old(at, kept) if choice else Storage() if from_optax else storage.held_by(at, kept)
         found.append(WatchedLeaf(at.path, kept, how, bound, jnp.asarray(node.count) <= 0))
     if not found:
         raise ValueError("the Adam in state must have trained at least one leaf, got none")
