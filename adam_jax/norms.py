@@ -61,9 +61,8 @@ class Norm:
 
     Example:
         >>> from adam_jax import scale_by_norm
-        >>> for norm in (Square(), Root(), Infinity(), Power(3.0), Largest(Square())):
-        ...     tx = scale_by_norm(norm)
-        ...     print(tx.update(jnp.array([-5.0]), tx.init(jnp.zeros(1)))[0], end=" ")
+        >>> steps = [scale_by_norm(norm) for norm in (Square(), Root(), Infinity(), Power(3.0), Largest(Square()))]
+        >>> print(*(tx.update(jnp.array([-5.0]), tx.init(jnp.zeros(1)))[0] for tx in steps))
         [-1.] [-1.] [-1.] [-1.] [-1.]
     """
 

@@ -229,8 +229,8 @@ def adamax(
 ) -> optax.GradientTransformationExtraArgs:
     """AdaMax (Algorithm 2): a step is -learning_rate * mhat / u, with u = max(b2 u, |g| + eps).
 
-    Where long steps must be ruled out: none is longer than 1.01 learning rates at the default decays (`adam`: 7.27). The paper's
-    default learning rate is twice Adam's.
+    Where long steps must be ruled out: none is longer than 1.01 learning rates at the default decays (`adam`: 7.27). The
+    paper's default learning rate is twice Adam's.
 
     Args:
         learning_rate: about how far a coordinate moves in a step while its gradient keeps its sign (the paper's alpha), in

@@ -1,6 +1,7 @@
 """The layers of the package: imports point down, never sideways, and nothing optional is needed to import it."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_a_folder_is_imported_when_it_is_first_asked_for(name):
 def test_the_readme_map_matches_the_tree():
     readme = (PACKAGE.parent / "README.md").read_text()
     block = readme.split("## The map")[1].split("```")[1]
-    names = [line[2:].split("  ")[0] for line in block.splitlines() if line.startswith("  ")]  # names, two spaces, what they are
-    listed = {name.rstrip("/") for line in names for name in line.split()}
+    # a line is names, two spaces or more, what they are
+    listed = {name.rstrip("/") for line in re.findall(r"^  (.*?)  ", block, re.MULTILINE) for name in line.split()}
     there = {path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")}
     assert listed == there

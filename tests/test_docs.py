@@ -1,4 +1,4 @@
-"""Every public name says what it does, with an example that runs; every recipe says all of its arguments, in the same words."""
+"""Every public name says what it does, with an example that runs; every recipe says all of its arguments, in one wording."""
 
 import doctest
 import importlib
@@ -19,11 +19,12 @@ import adam_jax
 
 NAMES = ("checkpoints", "interop", "norms", "online", "shardings", "storage", "surgery", "tables", "watch")
 MODULES = [adam_jax, *(importlib.import_module(f"adam_jax.{name}") for name in NAMES)]
-OF_THE_STEP = {"Choice", "Codes", "Int8", "Kept", "Limits"}  # of storage: what the step and a storage tell each other
+# of norms and storage, what the step reads; the rest is for users
+INTERNAL = {"Choice", "Codes", "Int8", "Kept", "Limits", "Maxima", "Powers", "Roots", "Squares"}
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in MODULES
-    for name in sorted({*module.__all__} - (OF_THE_STEP if module is adam_jax.storage else set()))
+    for name in sorted({*module.__all__} - INTERNAL)
     if isinstance(getattr(module, name), (type, FunctionType))
 }
 MENTIONED = "".join(test.docstring or "" for thing in PUBLIC.values() for test in doctest.DocTestFinder().find(thing))
