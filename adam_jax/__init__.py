@@ -9,15 +9,16 @@ The map, from the arithmetic up:
 * `transforms`: the step, once, over pytrees; `optimizers`: chains of it, with Optax's signatures.
 * `scaling`, `averaging`, `faults`, `low_precision`: what stands around it in a chain. `checks`, `trees`: what is said when
   settings and trees are wrong.
-* `surgery`: moments read and written. `tables`: embedding tables, at the cost of the rows touched. `watch`: what Adam is
-  doing, read from its state, in files and pictures. `online`: the game of Section 4.
-* `shardings`, `checkpoints`, `interop`: where a state lives, what a saved one means, and states of other frameworks.
+* Imported when they are first asked for: `tables`, embedding tables at the cost of the rows touched; `watch`, what Adam is
+  doing, read from its state; `surgery`, moments read and written; `shardings`, where a state lives; `checkpoints`, what a
+  saved state means; `interop`, states of other frameworks; `online`, the game of Section 4.
 * `paper`, `bench`: the paper's experiments and comparisons, on the command line; never imported from here.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from adam_jax import ctrl_c as ctrl_c
 from adam_jax.averaging import AverageParamsState, average_params, averaged_params
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
 from adam_jax.low_precision import InFloat32State, in_float32, master_params, set_master_params
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from adam_jax import tables as tables
     from adam_jax import watch as watch
 
+__version__ = "0.1.0"
 __all__ = [
     "AverageParamsState",
     "InFloat32State",
@@ -87,22 +89,13 @@ __all__ = [
     "state_bytes",
 ]
 
-_LATER = (
-    "checkpoints",
-    "interop",
-    "online",
-    "shardings",
-    "surgery",
-    "tables",
-    "watch",
-)  # imported when they are first asked for
+# imported when they are first asked for
+_LATER = ("checkpoints", "interop", "online", "shardings", "surgery", "tables", "watch")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"adam_jax.{name}")
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("adam_jax")
     raise AttributeError(f"module 'adam_jax' has no attribute {name!r}")
 
 

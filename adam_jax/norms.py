@@ -59,6 +59,12 @@ class Norm:
         squares: 1 where gradients are squared as they are, and so must saturate; else 0 (`moments.saturate`).
         exponent: the p of the norm.
         corrected: whether Section 3's correction applies.
+
+    Example:
+        >>> from adam_jax import scale_by_norm
+        >>> steps = [scale_by_norm(norm) for norm in (Square(), Root(), Infinity(), Power(3.0), Largest(Square()))]
+        >>> print(*(tx.update(jnp.array([-5.0]), tx.init(jnp.zeros(1)))[0] for tx in steps))
+        [-1.] [-1.] [-1.] [-1.] [-1.]
     """
 
     slots: int = 1
