@@ -101,7 +101,7 @@ def unpack(packed: jax.Array, most: ArrayLike = 255) -> tuple[jax.Array, jax.Arr
 
 
 def raised(s: jax.Array, window: jax.Array) -> jax.Array:
-    """Roots, those below the window's lowest number raised to it; as integers, for then a kernel on TPU needs a scalar less."""
+    """Roots, those below the window's lowest number raised to it: as integers, which saves a kernel on TPU a scalar."""
     return _number(jnp.maximum(_pattern(s), window[0] << 23))
 
 

@@ -100,6 +100,7 @@ def test_derivatives_of_one_step_pass_the_rounding_of_its_moments(how, near):
         state, _ = jax.lax.scan(lambda s, g: (tx.update(g, s)[1], None), tx.init(gradients[0]), gradients[:10])
 
         def meta(g, b1, b2, eps):
+            u: Any
             u, _ = adam_jax.scale_by_adam(b1, b2, eps, nesterov=True, **how).update(g, state)
             return jnp.mean(u * gradients[11] + u * u)
 
@@ -155,7 +156,7 @@ def test_derivatives_into_integers_of_ones_own_are_an_error_at_the_first_step():
         lambda kept: jax.lax.bitcast_convert_type(kept.astype(jnp.uint32) << 16, jnp.float32),
     )
     tx = adam_jax.scale_by_adam(storage=storage.Storage(code, code))
-    with pytest.raises(ValueError, match="to differentiate through more than one step, got .* as uint16"):
+    with pytest.raises(ValueError, match=r"to differentiate through more than one step, got .* as uint16"):
         jax.grad(lambda g: tx.update(g, tx.init(g))[0].sum())(jnp.ones(3))
 
 

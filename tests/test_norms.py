@@ -11,9 +11,9 @@ from adam_jax import clock, moments, norms
 
 STEPS = 60
 SCHEDULES = {
-    "constant": lambda t: (0.9, 0.999),
-    "no momentum": lambda t: (0.0, 0.999),
-    "heavy momentum": lambda t: (0.98, 0.95),
+    "constant": lambda _: (0.9, 0.999),
+    "no momentum": lambda _: (0.0, 0.999),
+    "heavy momentum": lambda _: (0.98, 0.95),
     "b2 falls": lambda t: (0.9, 0.999 if t < 40 else 0.9),
     "b1 rises": lambda t: (0.5 if t < 40 else 0.99, 0.999),
     "both wander": lambda t: (0.5 + 0.45 * np.sin(t), 0.9 + 0.09 * np.cos(2.0 * t)),
@@ -134,6 +134,7 @@ def test_gradients_come_as_near_to_the_bound_as_rounding_allows_and_no_nearer(na
         b = np.array([(1 - b2) * np.prod([y for _, y in keep[t + 1 :]]) for t, (_, b2) in enumerate(keep)])
         g = (a / b) ** (1 / (p - 1))
     m, nus, weights = jnp.float32(0), (jnp.float32(0),), (jnp.float32(0), jnp.float32(0))
+    second = norm.tick(0.0, weights[1], 0)
     for count, (x, (b1, b2)) in enumerate(zip(g / g.max(), decays, strict=True)):
         first = clock.tick(1 - b1, weights[0], count)
         second = norm.tick(1 - b2, weights[1], count)
