@@ -155,7 +155,7 @@ def test_derivatives_into_integers_of_ones_own_are_an_error_at_the_first_step():
         lambda kept: jax.lax.bitcast_convert_type(kept.astype(jnp.uint32) << 16, jnp.float32),
     )
     tx = adam_jax.scale_by_adam(storage=storage.Storage(code, code))
-    with pytest.raises(ValueError, match="to differentiate through more than one step, got .* as uint16"):
+    with pytest.raises(ValueError, match=r"to differentiate through more than one step, got .* as uint16"):
         jax.grad(lambda g: tx.update(g, tx.init(g))[0].sum())(jnp.ones(3))
 
 

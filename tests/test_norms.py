@@ -11,9 +11,9 @@ from adam_jax import clock, moments, norms
 
 STEPS = 60
 SCHEDULES = {
-    "constant": lambda t: (0.9, 0.999),
-    "no momentum": lambda t: (0.0, 0.999),
-    "heavy momentum": lambda t: (0.98, 0.95),
+    "constant": lambda _: (0.9, 0.999),
+    "no momentum": lambda _: (0.0, 0.999),
+    "heavy momentum": lambda _: (0.98, 0.95),
     "b2 falls": lambda t: (0.9, 0.999 if t < 40 else 0.9),
     "b1 rises": lambda t: (0.5 if t < 40 else 0.99, 0.999),
     "both wander": lambda t: (0.5 + 0.45 * np.sin(t), 0.9 + 0.09 * np.cos(2.0 * t)),
@@ -27,12 +27,15 @@ class Cube(norms.Norm):
 
     @property
     def exponent(self):
+        """The p of the norm."""
         return 3.0
 
     def advance(self, nus, g, t):
+        """The average of |g|^3, of which the root is kept."""
         return ((nus[0] ** 3 + t.moved * (jnp.abs(g) ** 3 - nus[0] ** 3)) ** (1 / 3),)
 
     def size_scale(self, weight):
+        """As the root of a multiple."""
         return weight ** (1 / 3)
 
 
