@@ -27,12 +27,15 @@ class Cube(norms.Norm):
 
     @property
     def exponent(self):
+        """The p of the norm."""
         return 3.0
 
     def advance(self, nus, g, t):
+        """The average of |g|^3, of which the root is kept."""
         return ((nus[0] ** 3 + t.moved * (jnp.abs(g) ** 3 - nus[0] ** 3)) ** (1 / 3),)
 
     def size_scale(self, weight):
+        """As the root of a multiple."""
         return weight ** (1 / 3)
 
 
