@@ -6,7 +6,7 @@ The map, from the arithmetic up:
 
 * `moments`: the paper's arithmetic on one array. `clock`: how much an average weighs (Section 3).
 * `norms`: what divides the step. `storage`, `codes`, `rounding`: how the moments of a leaf are kept between steps.
-* `transforms`: the step, once, over pytrees; `optimizers`: chains of it, with Optax's signatures.
+* `transforms`: the step, once, over pytrees; `family`: its members; `optimizers`: chains of them, with Optax's signatures.
 * `scaling`, `averaging`, `faults`, `low_precision`: what stands around it in a chain. `checks`, `trees`: what is said when
   settings and trees are wrong.
 * Imported when they are first asked for: `tables`, embedding tables at the cost of the rows touched; `watch`, what Adam is
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from adam_jax import ctrl_c as ctrl_c
 from adam_jax.averaging import AverageParamsState, average_params, averaged_params
+from adam_jax.choices import state_bytes
+from adam_jax.family import scale_by_adam, scale_by_adamax, scale_by_amsgrad, scale_by_lp
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
 from adam_jax.low_precision import InFloat32State, in_float32, master_params, set_master_params
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
@@ -31,16 +33,8 @@ from adam_jax.scaling import (
     scale_by_bias_correction,
     scale_by_learning_rate,
 )
-from adam_jax.storage import Storage, state_bytes
-from adam_jax.transforms import (
-    ScaleByAdamState,
-    ScaleByAmsgradState,
-    scale_by_adam,
-    scale_by_adamax,
-    scale_by_amsgrad,
-    scale_by_lp,
-    scale_by_norm,
-)
+from adam_jax.storage import Storage
+from adam_jax.transforms import ScaleByAdamState, ScaleByAmsgradState, scale_by_norm
 from adam_jax.trees import label_by_path
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import checks, scaling, transforms
-from adam_jax.transforms import Decay, StoragePerLeaf
+from adam_jax import checks, family, scaling
+from adam_jax.choices import StoragePerLeaf
+from adam_jax.transforms import Decay
 
 __all__ = ["adam", "adamax", "adamaxw", "adamw", "amsgrad", "nadam", "nadamw"]
 
@@ -62,7 +63,7 @@ def adam(
         >>> print(updates)
         [-0.001]
     """
-    step = transforms.scale_by_adam(
+    step = family.scale_by_adam(
         b1, b2, eps, eps_root, mu_dtype, storage=storage, nesterov=nesterov, bias_correction=bias_correction, eps_hat=eps_hat
     )
     return optax.chain(step, scaling.scale_by_learning_rate(learning_rate))
@@ -117,7 +118,7 @@ def adamw(
         >>> print(updates)
         [-0.0001]
     """
-    step = transforms.scale_by_adam(
+    step = family.scale_by_adam(
         b1, b2, eps, eps_root, mu_dtype, storage=storage, nesterov=nesterov, bias_correction=bias_correction, eps_hat=eps_hat
     )
     decay = scaling.add_decayed_weights(weight_decay, mask)
@@ -255,7 +256,7 @@ def adamax(
         [-0.002]
     """
     return optax.chain(
-        transforms.scale_by_adamax(b1, b2, eps, mu_dtype, storage=storage, nesterov=nesterov),
+        family.scale_by_adamax(b1, b2, eps, mu_dtype, storage=storage, nesterov=nesterov),
         scaling.scale_by_learning_rate(learning_rate),
     )
 
@@ -302,7 +303,7 @@ def adamaxw(
         [-0.0002]
     """
     return optax.chain(
-        transforms.scale_by_adamax(b1, b2, eps, mu_dtype, storage=storage, nesterov=nesterov),
+        family.scale_by_adamax(b1, b2, eps, mu_dtype, storage=storage, nesterov=nesterov),
         scaling.add_decayed_weights(weight_decay, mask),
         scaling.scale_by_learning_rate(learning_rate),
     )
@@ -359,5 +360,5 @@ def amsgrad(
     """
     corrections: dict[str, Any] = {"bias_correction_mu": bias_correction_mu, "bias_correction_nu": bias_correction_nu}
     choices: dict[str, Any] = {"storage": storage, "nesterov": nesterov, "eps_hat": eps_hat, "max_of": max_of}
-    step = transforms.scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, **corrections, **choices)
+    step = family.scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, **corrections, **choices)
     return optax.chain(step, scaling.scale_by_learning_rate(learning_rate))

@@ -5,33 +5,35 @@ less than half the distance between two of its numbers, so it never moves at all
 leaf's path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
 
 Narrow second moments are roots. The step taken is that of the moments as they are kept, so a state alone tells what it was.
-
-Derivatives pass the rounding of a step as if it were not there; they are those of its mean. From one step to the next they
-would have to be kept in the same few bits, so there they are an error, and never zero or wrong in silence.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import checks, codes, moments, rounding, trees
+from adam_jax import checks, codes, moments, rounding, straight_through, trees
 from adam_jax.trees import At
 
-__all__ = ["Choice", "Code", "Codes", "Int8", "Kept", "Limits", "Storage", "StorageLike", "bfloat16", "int8", "state_bytes"]
+__all__ = [
+    "Code",
+    "Codes",
+    "Int8",
+    "Kept",
+    "Limits",
+    "Moving",
+    "Storage",
+    "bfloat16",
+    "first_codes",
+    "int8",
+]
 
 SMALLEST = 4096  # elements: smaller leaves stay float32 beside int8
 APART = 0x85EBCA6B  # odd, so that multiples of a sequence of draws are as even, and one hash serves all moments of a leaf
-NAMES = ("float32", "root", "bfloat16", "int8")
-UNDIFFERENTIABLE = (
-    "storage must be 'float32' or 'root', and mu_dtype None or float32, to differentiate through more than one step, got "
-    "moments kept in few bits as {}, which hold no derivatives: or stop them there with jax.lax.stop_gradient(state)"
-)
 Nus = tuple[jax.Array, ...]
 
 
@@ -45,10 +47,6 @@ class Int8Codes(NamedTuple):
 
 class OwnCodes(NamedTuple):
     """Marks the form of a state whose leaves are kept in codes of one's own."""
-
-
-class CodesByPath(NamedTuple):
-    """Marks the form of a state whose leaves are kept as a function of their path says."""
 
 
 class Kept(NamedTuple):
@@ -205,8 +203,8 @@ class Storage:
         """
         del ratios
         kept = kept if empty is False else self.emptied(kept, empty)
-        mu = self.first.decode(_opened(kept.mu)) if isinstance(self.first, Code) else kept.mu
-        nus = [self.second.decode(_opened(nu)) if self.second else nu for nu in kept.nus]
+        mu = self.first.decode(straight_through.opened(kept.mu)) if isinstance(self.first, Code) else kept.mu
+        nus = [self.second.decode(straight_through.opened(nu)) if self.second else nu for nu in kept.nus]
         mu, nus = mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
         return mu if limit is None else self.bounded(mu, nus[0], limit), nus
 
@@ -220,10 +218,10 @@ class Storage:
             code = self.second if i else self.first
             coded = isinstance(code, Code)
             new.append((code.encode(x.astype(jnp.float32), moving.bits(i)) if coded else x).astype(old.dtype))
-            sealed.append(_sealed(new[i], x) if coded else new[i])
+            sealed.append(straight_through.sealed(new[i], x) if coded else new[i])
         extremes = jnp.zeros((len(kept.nus), 2), jnp.int32)
         m, nus = self.load(Kept(new[0], tuple(new[1:])), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
-        m, *nus = _straight(exact, (m, *nus))
+        m, *nus = straight_through.straight(exact, (m, *nus))
         return Kept(sealed[0], tuple(sealed[1:]), extremes), m, tuple(nus)
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
@@ -238,7 +236,7 @@ class Storage:
 
     def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
         """A first moment no larger than it can be for its size, which only rounding may have passed."""
-        return _straight(m, moments.within(m, size, limit)) if self.narrow else m
+        return straight_through.straight(m, moments.within(m, size, limit)) if self.narrow else m
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +280,7 @@ class Int8(Storage):
     ) -> tuple[jax.Array, Nus]:
         # of the scalars that the kernel has anyway: with more of them than 19, XLA on TPU makes two kernels
         most = jnp.where(empty, 0, codes.step(ratios))
-        root, ratio, sign = codes.unpack(_opened(kept.mu), most)
+        root, ratio, sign = codes.unpack(straight_through.opened(kept.mu), most)
         more = [jnp.minimum(code, most) for code in _bytes(kept.nus[1:])]
         s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
         size = codes.decode_ratio(ratio, most)
@@ -302,8 +300,8 @@ class Int8(Storage):
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
         m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
-        m, *sizes = _straight(exact, (m, *sizes))
-        return Kept(_sealed(packed, exact), nus, extremes), m, tuple(sizes)
+        m, *sizes = straight_through.straight(exact, (m, *sizes))
+        return Kept(straight_through.sealed(packed, exact), nus, extremes), m, tuple(sizes)
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         sizes, half, windows = [s.astype(jnp.float32) for s in nus], _half(m), self.windows_of(nus)
@@ -329,7 +327,7 @@ def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
         >>> print(bfloat16().second.encode(x, bits))
         [1 1 1.00781 1.00781]
     """
-    code = _ROUNDED[np.dtype(jnp.bfloat16)]
+    code = ROUNDED[np.dtype(jnp.bfloat16)]
     checks.whole("smallest", smallest, 0)
     checks.whole("seed", seed, 0)
     return Storage(code, code, smallest, seed, Bfloat16Codes)
@@ -355,155 +353,6 @@ def int8(*, smallest: int = SMALLEST, seed: int = 0) -> Storage:
     return Int8(smallest=smallest, seed=seed)
 
 
-StorageLike = Literal["float32", "root", "bfloat16", "int8"] | Storage | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What the arguments `storage` and `mu_dtype` mean, resolved once; a function of the path is asked leaf by leaf.
-
-    Attributes:
-        storage: as given.
-        mu_dtype: as given.
-
-    Raises:
-        ValueError: for arguments that no leaf can be kept by.
-    """
-
-    storage: StorageLike | Callable[[str], StorageLike]
-    mu_dtype: DTypeLike | None = None
-
-    def __post_init__(self) -> None:
-        if self.storage is not None and self.mu_dtype is not None:
-            raise ValueError(
-                f"mu_dtype is for the first moment alone and must be None with storage, got mu_dtype={self.mu_dtype} and "
-                f"storage={self.storage!r}: storage says how both are kept"
-            )
-        if not self.by_path:
-            self._named(self.storage)
-
-    @property
-    def by_path(self) -> bool:
-        """Whether a function of the path chooses."""
-        return callable(self.storage) and not isinstance(self.storage, type)
-
-    @property
-    def rooted(self) -> bool:
-        """Whether second moments are kept as roots, in all leaves: beside narrow ones also where they are float32."""
-        return self.storage not in (None, "float32", Storage())
-
-    @property
-    def narrow(self) -> bool:
-        """Whether leaves may be narrow."""
-        return self.by_path or self._named(self.storage).narrow
-
-    @property
-    def codes(self) -> Any:
-        """The marker of the form of a state kept so."""
-        if self.by_path:
-            return CodesByPath()
-        return self._named(self.storage).marker() if self.narrow else ()
-
-    def new(self, at: At, leaf: Any) -> Storage:
-        """How a leaf of the params is going to be kept."""
-        storage = self.of(at)
-        if np.size(leaf) < storage.smallest:
-            return Storage()
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating) and storage.dtypes(np.complex64)[0].kind != "c":
-            raise ValueError(
-                f"{self._name} must be float32 for the complex leaf at {at}, got {self._got(at)}: keep that leaf so by a "
-                "function of the path, or split it with optax.contrib.split_real_and_imaginary"
-            )
-        return storage
-
-    def old(self, at: At, kept: Kept) -> Storage:
-        """How a leaf of a state is kept; an error if these arguments do not make that."""
-        storage, exact = self.of(at), Storage()
-        if _is_kept_by(storage, kept):
-            return storage  # of whatever size: this may be a shard
-        if np.size(kept.mu) < storage.smallest and _is_kept_by(exact, kept):
-            return exact
-        raise ValueError(
-            f"{self._name} must be as it was at init, got {self._got(at)}, but the state keeps {kept.mu.dtype} and "
-            f"{kept.nus[0].dtype} at {at}"
-        )
-
-    @property
-    def _name(self) -> str:
-        return "mu_dtype" if self.mu_dtype is not None else "storage"
-
-    def _got(self, at: At) -> Any:
-        return self.mu_dtype if self.mu_dtype is not None else self.of(at) if self.by_path else self.storage
-
-    def of(self, at: At) -> Storage:
-        """What was asked for a leaf, of whatever size and dtype."""
-        choose: Any = self.storage
-        return self._named(choose(at.path) if self.by_path else choose)
-
-    def _named(self, storage: Any) -> Storage:
-        if isinstance(storage, Storage):
-            return storage
-        if storage is not None and not (isinstance(storage, str) and storage in NAMES):
-            names = ", ".join(map(repr, NAMES))
-            raise ValueError(f"storage must be one of {names}, a Storage, a function of the path or None, got {storage!r}")
-        if storage in ("bfloat16", "int8"):
-            return bfloat16() if storage == "bfloat16" else int8()
-        return Storage(_first(self.mu_dtype))
-
-
-def held_by(at: At, kept: Kept, own: Storage | None = None) -> Storage:
-    """How a leaf of a state is kept, as its arrays tell; in codes of one's own only `own` can."""
-    for storage in (own, Int8(), bfloat16(), Storage(), Storage(_ROUNDED[np.dtype(jnp.bfloat16)]), *_PLAIN):
-        if storage is not None and _is_kept_by(storage, kept):
-            return storage
-    raise ValueError(
-        f"storage must be given, as to the transformation: the state keeps {kept.mu.dtype} and {kept.nus[0].dtype} at {at}"
-    )
-
-
-def _first(choice: Any) -> Code | np.dtype | None:
-    """What `mu_dtype` means."""
-    try:
-        dtype = None if choice is None else np.dtype(choice)
-    except TypeError:
-        dtype = np.dtype(object)
-    if dtype is None or dtype in (jnp.bfloat16, np.float16):
-        return None if dtype is None else _ROUNDED[dtype]
-    if dtype not in (np.float32, np.float64, np.complex64, np.complex128):
-        raise ValueError(f"mu_dtype must be float32, float64, bfloat16 or float16, got {choice}: storage= has int8 moments")
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(f"mu_dtype must be a dtype that JAX is set up for, got {dtype}: enable jax_enable_x64 for it")
-    return np.dtype(jnp.finfo(dtype).dtype)
-
-
-def _is_kept_by(storage: Storage, kept: Kept) -> bool:
-    mu, nu = kept.mu.dtype, kept.nus[0].dtype
-    wide = nu if storage.first is not None else mu
-    if not storage.narrow and not (jnp.issubdtype(wide, jnp.inexact) and moments.accumulator_dtype(wide) == wide):
-        return False
-    if jnp.issubdtype(mu, jnp.complexfloating):
-        wide = moments.accumulator_dtype(wide, jnp.complex64)
-    return storage.dtypes(wide) == (mu, nu)
-
-
-def state_bytes(tx: Any, params: Any) -> int:
-    """How many bytes the state of a transformation takes, without allocating any.
-
-    Args:
-        tx: an Optax transformation.
-        params: a tree of arrays or `ShapeDtypeStruct`s.
-
-    Returns:
-        The number of bytes.
-
-    Example:
-        >>> state_bytes(optax.scale_by_adam(), {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)})
-        8000004
-    """
-    leaves = jax.tree.leaves(jax.eval_shape(tx.init, params))
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-
-
 def _code(dtype: DTypeLike) -> Code:
     """bfloat16 or float16, rounded without bias."""
     return Code(
@@ -513,53 +362,12 @@ def _code(dtype: DTypeLike) -> Code:
     )
 
 
-_ROUNDED = {np.dtype(dtype): _code(dtype) for dtype in (jnp.bfloat16, jnp.float16)}  # once: storages are compared
-
-
-_PLAIN = [Storage(first) for first in (_ROUNDED[np.dtype(np.float16)], np.dtype(np.float32), np.dtype(np.float64))]
+ROUNDED = {np.dtype(dtype): _code(dtype) for dtype in (jnp.bfloat16, jnp.float16)}  # once: storages are compared
 
 
 def first_codes(leaves: int, slots: int) -> Codes:
     """What a state with narrow leaves keeps besides moments of zero."""
     return Codes(jnp.zeros([], jnp.float32), jnp.zeros((leaves, slots, 4), jnp.int32))
-
-
-@jax.custom_jvp
-def _straight(exact: Any, rounded: Any) -> Any:
-    """The rounded arrays, with the derivatives of the exact ones."""
-    del exact
-    return rounded
-
-
-@_straight.defjvp
-def _straight_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    return primals[1], jax.tree.map(lambda x, t: t.astype(x.dtype), primals[1], tangents[0])
-
-
-@jax.custom_jvp
-def _sealed(kept: jax.Array, exact: Any) -> jax.Array:
-    """What is kept of moments; where these are differentiated, marked by a derivative of zero, for `_opened` to refuse."""
-    del exact
-    return kept
-
-
-@_sealed.defjvp
-def _sealed_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    if not jnp.issubdtype(primals[0].dtype, jnp.inexact):
-        raise ValueError(UNDIFFERENTIABLE.format(primals[0].dtype))  # integers cannot be marked
-    mark = sum(0.0 * t for t in jax.tree.leaves(tangents[1]))  # not a constant, which reverse mode would drop
-    return primals[0], jnp.asarray(mark, primals[0].dtype)
-
-
-@jax.custom_jvp
-def _opened(kept: jax.Array) -> jax.Array:
-    return kept
-
-
-@_opened.defjvp
-def _opened_jvp(primals: tuple, tangents: tuple) -> Any:
-    del tangents
-    raise ValueError(UNDIFFERENTIABLE.format(primals[0].dtype))
 
 
 def _half(x: jax.Array) -> jax.Array:

@@ -8,8 +8,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from adam_jax import codes, moments, norms, trees
+from adam_jax.choices import held_by
 from adam_jax.scaling import ScaleByBiasCorrectionState
-from adam_jax.storage import Codes, Kept, Storage, held_by
+from adam_jax.storage import Codes, Kept, Storage
 from adam_jax.transforms import ScaleByAdamState, ScaleByAmsgradState
 
 __all__ = ["Moments", "read_moments", "restart", "write_moments"]

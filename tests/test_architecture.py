@@ -12,12 +12,13 @@ import adam_jax
 
 PACKAGE = Path(adam_jax.__file__).parent
 FLOORS = (
-    {"ctrl_c", "moments", "rounding", "checks", "trees"},
+    {"ctrl_c", "moments", "rounding", "straight_through", "checks", "trees"},
     {"clock", "codes"},
     {"norms", "storage"},
-    {"scaling", "averaging", "faults", "low_precision"},
+    {"choices", "scaling", "averaging", "faults", "low_precision"},
     {"transforms"},
-    {"optimizers", "surgery", "tables", "online"},
+    {"family", "surgery", "tables"},
+    {"optimizers", "online"},
     {"watch", "interop", "shardings", "checkpoints"},
     {"paper", "bench"},
     {"__main__"},

@@ -1,6 +1,7 @@
 """Derivatives through the step: of any order, with respect to everything, finite at zero gradients."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,13 +122,13 @@ def test_derivatives_through_several_steps_of_narrow_moments_are_an_error(how, n
         params, state = carry
         for _ in range(2):
             u, state = tx.update(params * x, state)
-            params = params - 0.1 * u
+            params = optax.apply_updates(params, -0.1 * jnp.asarray(u))
         return params.sum()
 
     def scanned(x):
         def step(carry, _):
             u, state = tx.update(carry[0] * x, carry[1])
-            return (carry[0] - 0.1 * u, state), None
+            return (optax.apply_updates(carry[0], -0.1 * jnp.asarray(u)), state), None
 
         return jax.lax.scan(step, (jnp.ones(3), tx.init(jnp.ones(3))), None, length=3)[0][0].sum()
 
@@ -143,7 +144,7 @@ def test_derivatives_through_several_steps_of_narrow_moments_are_an_error(how, n
         params, state = start
         for _ in range(2):
             u, state = tx.update(jax.lax.stop_gradient(params) * x, jax.lax.stop_gradient(state))
-            params = params - 0.1 * u
+            params = optax.apply_updates(params, -0.1 * jnp.asarray(u))
         return params.sum()
 
     assert jnp.isfinite(jax.grad(stopped)(1.0))

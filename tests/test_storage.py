@@ -430,14 +430,14 @@ def test_leaves_and_seeds_round_differently_and_neighbours_do_not_matter():
 def test_state_bytes_are_counted_without_allocating():
     big = {"w": jax.ShapeDtypeStruct((1 << 20, 1 << 16), jnp.float32)}  # 2^36 numbers: more than this machine holds
     for how, limit in ((BFLOAT16, 4.1), (INT8, 2.1), ({}, 8.1)):
-        per_param = storage.state_bytes(adam_jax.adam(**how), big) / 2**36
+        per_param = adam_jax.state_bytes(adam_jax.adam(**how), big) / 2**36
         assert limit - 0.2 < per_param < limit
     for make in (adam_jax.adamw, adam_jax.nadam, adam_jax.adamax):
-        assert storage.state_bytes(make(**INT8), {"w": jnp.zeros(N)}) < 2.1 * N
-    assert storage.state_bytes(adam_jax.amsgrad(**INT8), {"w": jnp.zeros(N)}) < 3.1 * N  # it has three moments
+        assert adam_jax.state_bytes(make(**INT8), {"w": jnp.zeros(N)}) < 2.1 * N
+    assert adam_jax.state_bytes(adam_jax.amsgrad(**INT8), {"w": jnp.zeros(N)}) < 3.1 * N  # it has three moments
     params = jnp.zeros(N)
     state = adam_jax.adam(**INT8).init(params)
-    assert storage.state_bytes(adam_jax.adam(**INT8), params) == sum(x.nbytes for x in jax.tree.leaves(state))
+    assert adam_jax.state_bytes(adam_jax.adam(**INT8), params) == sum(x.nbytes for x in jax.tree.leaves(state))
 
 
 def test_small_leaves_and_chosen_leaves_stay_float32():

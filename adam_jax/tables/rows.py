@@ -17,7 +17,8 @@ from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from adam_jax import checks, clock, moments, norms
-from adam_jax.storage import Choice, Kept, StorageLike
+from adam_jax.choices import Choice, StorageLike
+from adam_jax.storage import Kept
 from adam_jax.tables.catching_up import Rows, Settings, catch_up, log_decay, tick
 from adam_jax.tables.keeping import Exact, Keeping, Lazy, RowAdamState, on_any_mesh
 from adam_jax.trees import At
