@@ -112,7 +112,7 @@ def tick(decay: ArrayLike, count: jax.Array, dtype: DTypeLike) -> Tick:
     In closed form, where `clock` goes from step to step: a row that skipped thousands of steps does not go through them.
     """
     rate, weight = jnp.asarray(clock.complement(decay), dtype), _weight(decay, count, dtype)[:, None]
-    return Tick(rate, weight, clock.corrected_rate(rate, weight), 1.0)
+    return Tick(rate, weight, clock.corrected_rate(rate, weight), jnp.ones_like(weight))
 
 
 def log_decay(rate: ArrayLike, weight_decay: ArrayLike, dtype: DTypeLike) -> jax.Array:
@@ -125,7 +125,8 @@ def _moved(settings: Settings, rows: Rows, start: jax.Array, steps: jax.Array) -
     """What each row's `steps` skipped steps add to its values, beside their decay, and the logarithm of that decay."""
     dtype = rows.mu.dtype
     longest = jnp.max(steps, initial=0)
-    size = settings.norm.size((rows.nu,), Tick(1.0, 1.0, 1.0, 1.0))  # of which no norm of a table needs the clock
+    one = jnp.ones([], dtype)
+    size = settings.norm.size((rows.nu,), Tick(one, one, one, one))  # of which no norm of a table needs the clock
     most = (-0.35 / _log(settings.b2, dtype)).astype(jnp.int32)
 
     def move(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
