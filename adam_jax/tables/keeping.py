@@ -206,7 +206,7 @@ def on_any_mesh(
 
 def _column(table: jax.Array, dtype: DTypeLike, *more: int) -> jax.Array:
     """Zeros for each row, sharded as the rows are."""
-    zeros = jnp.zeros_like(table[:, 0], dtype=dtype)
+    zeros = jnp.zeros_like(table, dtype=dtype).sum(1)
     return jnp.stack([zeros] * more[0], axis=1) if more else zeros
 
 

@@ -3,6 +3,8 @@
 Each function flushes first, so that no skipped step is charged to the wrong rows; `RowAdam.clear` needs no flush.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,9 +80,8 @@ def grow(tx: RowAdam, table: jax.Array, state: RowAdamState, rows: ArrayLike) ->
         if state.log_keep is not None and new.row_log_keep is not None:
             new = new._replace(row_log_keep=jnp.broadcast_to(state.log_keep, new.row_log_keep.shape))
         _, new = tx.clear(more, new, jnp.arange(len(more)))  # written as zeros, in any code
-    new = new._replace(count=state.count, log_keep=state.log_keep, residual=low)
-    joined = [jnp.concatenate([a, b]) if jnp.ndim(a) and a.shape[0] == len(table) else a for a, b in _pairs(state, new)]
-    return jnp.concatenate([table, more]), jax.tree.unflatten(jax.tree.structure(state), joined)
+    new = new._replace(residual=low)
+    return jnp.concatenate([table, more]), _by_row(lambda a, b: jnp.concatenate([a, b]), state, new)
 
 
 def drop(tx: RowAdam, table: jax.Array, state: RowAdamState, ids: ArrayLike) -> tuple[jax.Array, RowAdamState]:
@@ -112,8 +113,7 @@ def drop(tx: RowAdam, table: jax.Array, state: RowAdamState, ids: ArrayLike) -> 
     if not len(stay):
         raise ValueError(f"ids must leave a row, got all {len(table)}")
     table, state = tx.flush(table, state)
-    height = len(table)
-    return jnp.asarray(table)[stay], jax.tree.map(lambda a: a[stay] if jnp.ndim(a) and a.shape[0] == height else a, state)
+    return jnp.asarray(table)[stay], _by_row(lambda array: jnp.asarray(array)[stay], state)
 
 
 def master_table(table: jax.Array, state: RowAdamState) -> jax.Array:
@@ -138,5 +138,8 @@ def master_table(table: jax.Array, state: RowAdamState) -> jax.Array:
     return jnp.asarray(table).astype(moments.accumulator_dtype(table.dtype))
 
 
-def _pairs(state: RowAdamState, new: RowAdamState) -> list[tuple[jax.Array, jax.Array]]:
-    return list(zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True))
+def _by_row(function: Callable[..., jax.Array], *states: RowAdamState) -> RowAdamState:
+    """The first state, with a function of all that these have for each row."""
+    names = ("mu", "nu", "row_count", "row_log_keep", "row_window", "residual")
+    there = [name for name in names if getattr(states[0], name) is not None and jnp.ndim(getattr(states[0], name))]
+    return states[0]._replace(**{name: function(*(getattr(state, name) for state in states)) for name in there})
