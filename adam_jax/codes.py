@@ -29,9 +29,10 @@ __all__ = [
     "encode_ratio",
     "encode_root",
     "extremes",
-    "lowest",
     "pack",
+    "raised",
     "ratios",
+    "step",
     "unpack",
 ]
 
@@ -56,9 +57,14 @@ def encode_ratio(r: jax.Array, bits: jax.Array, ratios: ArrayLike = MOST_RATIOS)
     return jnp.minimum((above * ratios + (bits >> 9).astype(jnp.int32)) >> 23, 127)
 
 
-def decode_ratio(code: jax.Array, ratios: ArrayLike = MOST_RATIOS) -> jax.Array:
-    """The |m| / s, float32, that a code stands for."""
-    return _number(code * (2**23 // jnp.asarray(ratios, jnp.int32) + 1) + RATIO_BASE) - OFFSET
+def decode_ratio(code: jax.Array, step: ArrayLike = 2**23 // MOST_RATIOS + 1) -> jax.Array:
+    """The |m| / s, float32, that a code stands for, at the `step` of its ratios."""
+    return _number(code * step + RATIO_BASE) - OFFSET
+
+
+def step(ratios: ArrayLike) -> jax.Array:
+    """The distance of two codes of |m| / s, in units of the last place: int32 scalar, above 2^19."""
+    return 2**23 // jnp.asarray(ratios, jnp.int32) + 1
 
 
 def encode_root(s: jax.Array, bits: jax.Array, window: jax.Array) -> jax.Array:
@@ -84,17 +90,19 @@ def pack(root: jax.Array, ratio: jax.Array, m: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(m), jnp.nan, number).astype(jnp.bfloat16)
 
 
-def unpack(packed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The code of s, the code of |m| / s, and the number 1, -1 or NaN by which that is multiplied."""
-    number = packed.astype(jnp.float32)
-    pattern = _pattern(number)
-    sign = jnp.where(pattern < 0, -1.0, 1.0)
-    return (pattern >> 23) & 255, (pattern >> 16) & 127, jnp.where(jnp.isnan(number), jnp.nan, sign)
+def unpack(packed: jax.Array, most: ArrayLike = 255) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The code of s, the code of |m| / s, and the number 1, -1 or NaN by which that is multiplied.
+
+    Codes of s are cut at `most`: at 0 all numbers, and NaN, become zero.
+    """
+    pattern = _pattern(packed.astype(jnp.float32))
+    root = jnp.minimum((pattern >> 23) & 255, most)
+    return root, (pattern >> 16) & 127, jnp.where(root == 255, jnp.nan, jnp.where(pattern < 0, -1.0, 1.0))
 
 
-def lowest(window: jax.Array) -> jax.Array:
-    """The lowest positive number of a window, zero for that of all octaves."""
-    return _number(window[0] << 23)
+def raised(s: jax.Array, window: jax.Array) -> jax.Array:
+    """Roots, those below the window's lowest number raised to it: as integers, which saves a kernel on TPU a scalar."""
+    return _number(jnp.maximum(_pattern(s), window[0] << 23))
 
 
 def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax import rounding, trees
+from adam_jax import checks, rounding, trees
 
 __all__ = ["InFloat32State", "in_float32", "master_params", "set_master_params"]
 
@@ -77,6 +77,7 @@ def in_float32(
         raise ValueError(f"residual must be 0, 8 or 16, the bits that are kept of each weight, got {residual!r}")
     if isinstance(seed, bool) or not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
         raise ValueError(f"seed must be an integer, got {seed!r}")
+    checks.transformation("tx", tx)
     inside = optax.with_extra_args_support(tx)
     allowed = (jnp.bfloat16,) if residual else (jnp.bfloat16, jnp.float16)
 
@@ -192,11 +193,23 @@ def _rounded(u: jax.Array, p: jax.Array, master: jax.Array, low: tuple, bits: An
     if not low:
         old, new = master, rounding.round_to(total, p.dtype, bits, rest)
     else:
-        total = total if bits is None else rounding.stochastic(total, bits, 8, rest)
+        total = _once(total if bits is None else rounding.stochastic(total, bits, 8, rest))
         new, kept = rounding.split(total, jnp.iinfo(low[0].dtype).bits)
         low = (kept,)
         old, new = rounding.widen(p), rounding.widen(new)
     return jnp.where(rounding.pattern(old) == rounding.pattern(new), -0.0, new - old), low
+
+
+def _once(x: jax.Array) -> jax.Array:
+    """The same numbers; on CPU divided by one, since XLA there keeps quotients and would find sums again for each result.
+
+    From one array the weight and its residual are each written in place.
+    """
+
+    def over_one(x: jax.Array) -> jax.Array:
+        return x / jnp.where(jnp.isnan(x), 2.0, 1.0)
+
+    return jax.lax.platform_dependent(x, cpu=over_one, default=lambda x: x)
 
 
 @_rounded.defjvp

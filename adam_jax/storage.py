@@ -5,6 +5,9 @@ less than half the distance between two of its numbers, so it never moves at all
 leaf's path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
 
 Narrow second moments are roots. The step taken is that of the moments as they are kept, so a state alone tells what it was.
+
+Derivatives pass the rounding of a step as if it were not there; they are those of its mean. From one step to the next they
+would have to be kept in the same few bits, so there they are an error, and never zero or wrong in silence.
 """
 
 import dataclasses
@@ -25,6 +28,10 @@ __all__ = ["Choice", "Code", "Codes", "Int8", "Kept", "Limits", "Storage", "Stor
 SMALLEST = 4096  # elements: smaller leaves stay float32 beside int8
 APART = 0x85EBCA6B  # odd, so that multiples of a sequence of draws are as even, and one hash serves all moments of a leaf
 NAMES = ("float32", "root", "bfloat16", "int8")
+UNDIFFERENTIABLE = (
+    "storage must be 'float32' or 'root', and mu_dtype None or float32, to differentiate through more than one step, got "
+    "moments kept in few bits as {}, which hold no derivatives: or stop them there with jax.lax.stop_gradient(state)"
+)
 Nus = tuple[jax.Array, ...]
 
 
@@ -63,8 +70,8 @@ class Codes(NamedTuple):
     bound: jax.Array
     windows: jax.Array
 
-    def after(self, bound: ArrayLike, extremes: dict[int, jax.Array], moved: ArrayLike) -> "Codes":
-        """After a step, from the extremes of the codes that it read in each leaf.
+    def after(self, bound: ArrayLike, extremes: dict[int, jax.Array], moved: ArrayLike, empty: ArrayLike) -> "Codes":
+        """After a step, from the extremes of the codes that it read in each leaf; `empty` means that nothing was kept.
 
         Windows are found for all leaves at once; those of leaves without a gradient stay.
         """
@@ -73,7 +80,7 @@ class Codes(NamedTuple):
         each = jax.vmap(jax.vmap(codes.coming_window, (0, 0, None)), (0, 0, None))
         windows = self.windows
         if found:
-            coming = each(jnp.stack(found), windows[..., :2], jnp.asarray(moved, jnp.float32))
+            coming = each(jnp.where(empty, none, jnp.stack(found)), windows[..., :2], jnp.asarray(moved, jnp.float32))
             moved_on = jnp.concatenate([windows[..., 2:], coming], axis=-1)
             there = np.array([i in extremes for i in range(len(found))]).reshape(-1, 1, 1)
             windows = jnp.where(there, moved_on, windows)
@@ -163,7 +170,7 @@ class Storage:
         """Of what is kept of first and second moments whose arithmetic is in `wide`."""
         first = self.first.dtype if isinstance(self.first, Code) else self.first or wide
         if jnp.issubdtype(wide, jnp.complexfloating) and not isinstance(self.first, Code):
-            first = jnp.promote_types(first, jnp.complex64)
+            first = moments.accumulator_dtype(first, jnp.complex64)
         return np.dtype(first), np.dtype(self.second.dtype if self.second else jnp.finfo(wide).dtype)
 
     def zero(self, moment: int, dtype: DTypeLike) -> jax.Array:
@@ -183,14 +190,23 @@ class Storage:
         mu, *nus = (jnp.where(empty, self.zero(i, x.dtype), x) for i, x in enumerate((kept.mu, *kept.nus)))
         return kept._replace(mu=mu, nus=tuple(nus))
 
-    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, Nus]:
+    def windows_of(self, nus: Nus) -> Any:
+        """`Kept.windows` for what is about to be kept of these second moments, found from themselves; () where none are."""
+        del nus
+        return ()
+
+    def load(
+        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike = False
+    ) -> tuple[jax.Array, Nus]:
         """The first moment and the second ones, roots where they are narrow, in the dtype of the arithmetic.
 
-        `ratios` are those that int8 codes were written with; `limit` bounds the first moment, in units of the size.
+        `ratios` are those that int8 codes were written with; `limit` bounds the first moment, in units of the size. Where
+        `empty`, a boolean scalar, they are zero.
         """
         del ratios
-        mu = self.first.decode(kept.mu) if isinstance(self.first, Code) else kept.mu
-        nus = [self.second.decode(nu) if self.second else nu for nu in kept.nus]
+        kept = kept if empty is False else self.emptied(kept, empty)
+        mu = self.first.decode(_opened(kept.mu)) if isinstance(self.first, Code) else kept.mu
+        nus = [self.second.decode(_opened(nu)) if self.second else nu for nu in kept.nus]
         mu, nus = mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
         return mu if limit is None else self.bounded(mu, nus[0], limit), nus
 
@@ -199,13 +215,16 @@ class Storage:
 
         In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
         """
-        new = []
-        for i, (x, old) in enumerate(zip((m, *moving.advance(moving.g)), (kept.mu, *kept.nus), strict=True)):
+        exact, new, sealed = (m, *moving.advance(moving.g)), [], []
+        for i, (x, old) in enumerate(zip(exact, (kept.mu, *kept.nus), strict=True)):
             code = self.second if i else self.first
-            x = code.encode(x.astype(jnp.float32), moving.bits(i)) if isinstance(code, Code) else x
-            new.append(x.astype(old.dtype))
-        kept = Kept(new[0], tuple(new[1:]), jnp.zeros((len(kept.nus), 2), jnp.int32))
-        return kept, *self.load(kept, m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+            coded = isinstance(code, Code)
+            new.append((code.encode(x.astype(jnp.float32), moving.bits(i)) if coded else x).astype(old.dtype))
+            sealed.append(_sealed(new[i], x) if coded else new[i])
+        extremes = jnp.zeros((len(kept.nus), 2), jnp.int32)
+        m, nus = self.load(Kept(new[0], tuple(new[1:])), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+        m, *nus = _straight(exact, (m, *nus))
+        return Kept(sealed[0], tuple(sealed[1:]), extremes), m, tuple(nus)
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         """What is kept of given moments, rounded to nearest, in arrays like those of `kept`; with windows, not extremes."""
@@ -219,7 +238,7 @@ class Storage:
 
     def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
         """A first moment no larger than it can be for its size, which only rounding may have passed."""
-        return moments.within(m, size, limit) if self.narrow else m
+        return _straight(m, moments.within(m, size, limit)) if self.narrow else m
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,39 +267,51 @@ class Int8(Storage):
         dtype = (jnp.bfloat16, bool, jnp.int8)[moment]
         return jnp.asarray(trees.ABSENT) if moment == 1 else jnp.full_like(leaf, self.zero(moment, dtype), dtype=dtype)
 
-    def load(self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, Nus]:
-        root, ratio, sign = codes.unpack(kept.mu)
-        s = [codes.decode_root(code, w) for code, w in zip((root, *_bytes(kept.nus[1:])), kept.windows, strict=True)]
-        size = codes.decode_ratio(ratio, ratios)
-        mu = sign * (size if limit is None else jnp.minimum(size, limit)) * s[0]
+    def windows_of(self, nus: Nus) -> jax.Array:
+        every = jnp.array(codes.EVERY_OCTAVE, jnp.int32)
+
+        def window(s: jax.Array) -> jax.Array:
+            code = codes.encode_root(s.astype(jnp.float32), _half(s), every)
+            found = codes.extremes(codes.pack(code, jnp.zeros_like(code), jnp.float32(1.0)))
+            return jnp.tile(codes.coming_window(found, every, 1e-3), 2)
+
+        return jnp.stack([window(s) for s in nus])
+
+    def load(
+        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike = False
+    ) -> tuple[jax.Array, Nus]:
+        # of the scalars that the kernel has anyway: with more of them than 19, XLA on TPU makes two kernels
+        most = jnp.where(empty, 0, codes.step(ratios))
+        root, ratio, sign = codes.unpack(_opened(kept.mu), most)
+        more = [jnp.minimum(code, most) for code in _bytes(kept.nus[1:])]
+        s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
+        size = codes.decode_ratio(ratio, most)
+        mu = sign * (size if limit is None else jnp.minimum(size, jnp.asarray(limit, size.dtype))) * s[0]
         return mu.astype(wide), tuple(x.astype(jnp.finfo(wide).dtype) for x in s)
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
         old = (kept.mu, *(codes.pack(root, jnp.zeros_like(root), jnp.float32(1.0)) for root in _bytes(kept.nus[1:])))
         extremes = jnp.stack([codes.extremes(packed) for packed in old])
         moving, windows = moving._replace(count=_after(moving.count, extremes)), kept.windows[:, 2:]
-        sizes = [s.astype(jnp.float32) for s in moving.advance(moving.g)]
+        exact = (m, *moving.advance(moving.g))
+        sizes = [s.astype(jnp.float32) for s in exact[1:]]
         root, *more = (
             codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True))
         )
-        ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
+        ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
-        as_kept = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
-        return Kept(packed, nus, extremes), *as_kept
+        m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+        m, *sizes = _straight(exact, (m, *sizes))
+        return Kept(_sealed(packed, exact), nus, extremes), m, tuple(sizes)
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
-        sizes, half, windows, roots = [s.astype(jnp.float32) for s in nus], _half(m), [], []
-        for s in sizes:
-            window = jnp.array(codes.EVERY_OCTAVE, jnp.int32)
-            code = codes.encode_root(s, half, window)
-            found = codes.extremes(codes.pack(code, jnp.zeros_like(code), jnp.float32(1.0)))
-            windows.append(codes.coming_window(found, window, 1e-3))
-            roots.append(codes.encode_root(s, half, windows[-1]))
-        ratio = _quotient(m.astype(jnp.float32), jnp.maximum(sizes[0], codes.lowest(windows[0])))
+        sizes, half, windows = [s.astype(jnp.float32) for s in nus], _half(m), self.windows_of(nus)
+        roots = [codes.encode_root(s, half, w) for s, w in zip(sizes, windows, strict=True)]
+        ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(roots[0], codes.encode_ratio(ratio, half, ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in roots[1:]))
-        return Kept(packed, nus, jnp.stack([jnp.concatenate([w, w]) for w in windows]))
+        return Kept(packed, nus, windows)
 
 
 def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
@@ -375,7 +406,7 @@ class Choice:
 
     def new(self, at: At, leaf: Any) -> Storage:
         """How a leaf of the params is going to be kept."""
-        storage = self._of(at)
+        storage = self.of(at)
         if np.size(leaf) < storage.smallest:
             return Storage()
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating) and storage.dtypes(np.complex64)[0].kind != "c":
@@ -387,7 +418,7 @@ class Choice:
 
     def old(self, at: At, kept: Kept) -> Storage:
         """How a leaf of a state is kept; an error if these arguments do not make that."""
-        storage, exact = self._of(at), Storage()
+        storage, exact = self.of(at), Storage()
         if _is_kept_by(storage, kept):
             return storage  # of whatever size: this may be a shard
         if np.size(kept.mu) < storage.smallest and _is_kept_by(exact, kept):
@@ -402,9 +433,10 @@ class Choice:
         return "mu_dtype" if self.mu_dtype is not None else "storage"
 
     def _got(self, at: At) -> Any:
-        return self.mu_dtype if self.mu_dtype is not None else self._of(at) if self.by_path else self.storage
+        return self.mu_dtype if self.mu_dtype is not None else self.of(at) if self.by_path else self.storage
 
-    def _of(self, at: At) -> Storage:
+    def of(self, at: At) -> Storage:
+        """What was asked for a leaf, of whatever size and dtype."""
         choose: Any = self.storage
         return self._named(choose(at.path) if self.by_path else choose)
 
@@ -450,7 +482,7 @@ def _is_kept_by(storage: Storage, kept: Kept) -> bool:
     if not storage.narrow and not (jnp.issubdtype(wide, jnp.inexact) and moments.accumulator_dtype(wide) == wide):
         return False
     if jnp.issubdtype(mu, jnp.complexfloating):
-        wide = jnp.promote_types(wide, jnp.complex64)
+        wide = moments.accumulator_dtype(wide, jnp.complex64)
     return storage.dtypes(wide) == (mu, nu)
 
 
@@ -490,6 +522,44 @@ _PLAIN = [Storage(first) for first in (_ROUNDED[np.dtype(np.float16)], np.dtype(
 def first_codes(leaves: int, slots: int) -> Codes:
     """What a state with narrow leaves keeps besides moments of zero."""
     return Codes(jnp.zeros([], jnp.float32), jnp.zeros((leaves, slots, 4), jnp.int32))
+
+
+@jax.custom_jvp
+def _straight(exact: Any, rounded: Any) -> Any:
+    """The rounded arrays, with the derivatives of the exact ones."""
+    del exact
+    return rounded
+
+
+@_straight.defjvp
+def _straight_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    return primals[1], jax.tree.map(lambda x, t: t.astype(x.dtype), primals[1], tangents[0])
+
+
+@jax.custom_jvp
+def _sealed(kept: jax.Array, exact: Any) -> jax.Array:
+    """What is kept of moments; where these are differentiated, marked by a derivative of zero, for `_opened` to refuse."""
+    del exact
+    return kept
+
+
+@_sealed.defjvp
+def _sealed_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    if not jnp.issubdtype(primals[0].dtype, jnp.inexact):
+        raise ValueError(UNDIFFERENTIABLE.format(primals[0].dtype))  # integers cannot be marked
+    mark = sum(0.0 * t for t in jax.tree.leaves(tangents[1]))  # not a constant, which reverse mode would drop
+    return primals[0], jnp.asarray(mark, primals[0].dtype)
+
+
+@jax.custom_jvp
+def _opened(kept: jax.Array) -> jax.Array:
+    return kept
+
+
+@_opened.defjvp
+def _opened_jvp(primals: tuple, tangents: tuple) -> Any:
+    del tangents
+    raise ValueError(UNDIFFERENTIABLE.format(primals[0].dtype))
 
 
 def _half(x: jax.Array) -> jax.Array:

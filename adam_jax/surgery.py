@@ -1,8 +1,4 @@
-"""Reading and writing the moments in a state, however they are kept: for new neurons, dead ones, and states of others.
-
-A state is restarted without any of this: `optax.tree_utils.tree_set(state, count=0)`. At a count of zero nothing counts that
-a state holds besides (`clock.tick`, `Storage.load`).
-"""
+"""Reading and writing the moments in a state, however they are kept: for new neurons, dead ones, and states of others."""
 
 from typing import Any, NamedTuple
 
@@ -12,13 +8,43 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from adam_jax import codes, moments, norms, trees
+from adam_jax.scaling import ScaleByBiasCorrectionState
 from adam_jax.storage import Codes, Kept, Storage, held_by
 from adam_jax.transforms import ScaleByAdamState, ScaleByAmsgradState
 
-__all__ = ["Moments", "read_moments", "write_moments"]
+__all__ = ["Moments", "read_moments", "restart", "write_moments"]
 
 _STATES = (ScaleByAdamState, ScaleByAmsgradState)
 _ADVICE = "pass the state of a chain with scale_by_adam or its family"
+
+
+def restart(state: Any, *, where: str | None = None) -> Any:
+    """A state in which nothing has been averaged yet; schedules of the learning rate, averages of params and masters go on.
+
+    At a count of zero nothing counts that a state holds besides, so the counts are all that is set. To set those of
+    schedules, too, `optax.tree_utils.tree_set(state, count=0)` will do, but it leaves out what stands deeper in a state than
+    another count, as Adam in `inject_hyperparams`.
+
+    Args:
+        state: any optimizer state with Adam or one of its family inside; it may be traced.
+        where: only those whose path contains this: of a group of `optax.partition`, "'slow'".
+
+    Returns:
+        A state like `state`.
+
+    Raises:
+        ValueError: for a state without Adam, or without one at `where`.
+
+    Example:
+        >>> from adam_jax import adam
+        >>> tx = adam(1.0)
+        >>> _, state = tx.update(jnp.array([5.0]), tx.init(jnp.zeros(1)))
+        >>> print(tx.update(jnp.array([-1.0]), restart(state))[0])
+        [1.]
+    """
+    kinds = (*_STATES, ScaleByBiasCorrectionState)
+    chosen = trees.every(state, kinds, where, _ADVICE)
+    return trees.replaced(state, {path: node._replace(count=jnp.zeros_like(node.count)) for path, node in chosen.items()})
 
 
 class Moments(NamedTuple):
@@ -156,7 +182,8 @@ def _map(function: Any, columns: list[Any]) -> list[Any]:
 
 def _wide(kept: Kept) -> np.dtype:
     """The dtype of the arithmetic of a leaf that is kept so."""
-    return moments.accumulator_dtype(kept.mu.dtype)
+    kinds = (x.dtype for x in (kept.mu, *kept.nus))
+    return moments.accumulator_dtype(*(dtype for dtype in kinds if jnp.issubdtype(dtype, jnp.inexact)))
 
 
 def _values(name: str, tree: Any, mu: Any) -> list[jax.Array]:

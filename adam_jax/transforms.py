@@ -41,8 +41,8 @@ class ScaleByAdamState(NamedTuple):
     """What the next step of Adam, AdaMax or L^p Adam needs.
 
     Attributes:
-        count: int32 scalar, the number of updates made; saturates. At zero nothing else in the state counts: setting it to
-            zero, as `optax.tree_utils.tree_set(state, count=0)` does, restarts.
+        count: int32 scalar, the number of updates made; from 2^31 - 1 on it stays within 2^16 of that. At zero nothing else
+            in the state counts: setting it to zero, as `optax.tree_utils.tree_set(state, count=0)` does, restarts.
         mu: first moments, a tree like the params: bias-corrected (the paper's mhat), raw where correction is off.
         nu: second moments, likewise (vhat), or what `form` says.
         mu_weight: scalar, the total weight of the gradients in `mu`, 1 - b1^t at a constant b1; raw m_t = mu * mu_weight.
@@ -152,7 +152,7 @@ def scale_by_norm(
         rate1, rate2 = (clock.complement(clock.at(b, count)) for b in (b1, b2))
         m = clock.tick(rate1, mu_weight, count, corrected=correct_mu)
         v = norm.tick(rate2, nu_weight, count, corrected=correct_nu)
-        next_rate = clock.complement(clock.at(b1, optax.safe_increment(jnp.asarray(count))))
+        next_rate = clock.complement(clock.at(b1, clock.next_count(count)))
         after = clock.tick(next_rate, m.weight, 1, corrected=correct_mu) if nesterov else m
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
         k = _Scalars(m, v, after, eps * scale)
@@ -162,8 +162,12 @@ def scale_by_norm(
         leaves = _of_leaves(choice, mu, nus, codes)
         extremes: dict[int, jax.Array] = {}
 
-        def step(at: trees.At, g: ArrayLike, *kept: jax.Array) -> tuple[Any, ...]:
+        def step(at: trees.At, g: ArrayLike | None, *kept: jax.Array) -> tuple[Any, ...]:
             how, stream, windows = leaves[at.number]
+            if g is None:  # a state that counts as empty is emptied here, too
+                held = Kept(kept[0], kept[1:])
+                held = jax.lax.cond(jnp.asarray(count) <= 0, lambda: how.emptied(held, True), lambda: held)
+                return None, held.mu, *held.nus
             if how.rounds:
                 trees.check_whole(at, jnp.asarray(g))
             of_leaf = norm.rooted(coarse=True) if how.narrow else norm
@@ -173,10 +177,10 @@ def scale_by_norm(
             extremes[at.number] = new.windows
             return u, new.mu, *new.nus
 
-        updates, kept = trees.map_updates(step, updates, (mu, *nus), params)
+        updates, kept = trees.map_updates(step, updates, (mu, *nus), params, always=True)
         if choice.narrow:
-            codes = codes.after(limits.mu, extremes, v.moved)
-        return updates, state_type(optax.safe_increment(count), *kept, m.weight, v.weight, codes, form)
+            codes = codes.after(limits.mu, extremes, v.moved, jnp.asarray(count) <= 0)
+        return updates, state_type(clock.next_count(count), *kept, m.weight, v.weight, codes, form)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -203,11 +207,10 @@ def _leaf_step(
     stream: jax.Array,
 ) -> tuple[jax.Array, Kept]:  # fmt: skip
     """Algorithm 1 on one leaf. Jitted, so that leaves of one shape are traced once; what differs between them is data."""
-    wide = jnp.promote_types(*(moments.accumulator_dtype(x.dtype) for x in (g, kept.mu)))
+    wide = moments.accumulator_dtype(g.dtype, kept.mu.dtype)
     norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
     gradient = moments.saturate(g.astype(wide), norm.squares)
-    kept = how.emptied(kept, count <= 0)
-    m, nus = how.load(kept, wide, limits.ratios_before)
+    m, nus = how.load(kept, wide, limits.ratios_before, empty=count <= 0)
     m = norm.average(m, gradient, k.m.moved)
     moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, count, limits)
     kept, m, new = how.save(kept, m, moving)  # the step is that of the moments as they are kept
@@ -226,13 +229,14 @@ def _look_ahead(m: jax.Array, g: jax.Array, k: _Scalars, bounded: Callable[[jax.
 
 def _limits(norm: Norm, held: Codes, k: _Scalars, count: jax.Array) -> Limits:
     """What bounds the first moment after a step, whatever the gradients and the decays were, and the codes for it."""
-    before = jnp.where(count <= 0, 0.0, held.bound)
+    before = jnp.where(count <= 0, 0.0, held.bound.astype(jnp.result_type(k.m.weight)))
     constant = norm.largest_ratio(k.m.rate, k.v.rate)
     bound = norm.next_ratio(before, k.m.moved, k.v)
-    bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant)).astype(held.bound.dtype)
+    bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant))
     spike = clock.corrected_rate(1.0, norm.shares(k.v)[1])
     ahead = (1.0 - k.after.rate) * k.after.kept * bound + k.m.moved * spike
-    return Limits(bound, ahead, codes.ratios(held.bound), codes.ratios(bound))
+    bound = bound.astype(held.bound.dtype)
+    return jax.lax.stop_gradient(Limits(bound, ahead, codes.ratios(held.bound), codes.ratios(bound)))
 
 
 def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:
@@ -242,8 +246,10 @@ def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:
 
 def _check(state: Any, state_type: type, form: Any) -> None:
     if not isinstance(state, state_type):
-        advice = ": adam_jax.interop.from_optax makes one of it" if type(state).__module__.startswith("optax") else ""
-        raise TypeError(f"state must be a {state_type.__name__}, as init makes it, got {type(state).__name__}{advice}")
+        got, advice = type(state).__name__, ""
+        if type(state).__module__.startswith("optax"):
+            got, advice = f"Optax's {got}", ": adam_jax.interop.from_optax makes one of it"
+        raise TypeError(f"state must be a {state_type.__name__}, as init makes it, got {got}{advice}")
     if jax.tree.structure(state.form) != jax.tree.structure(form):
         path = next((jax.tree_util.keystr(keys) for keys, _ in trees.with_paths(state.mu)), "")
         raise ValueError(
@@ -252,6 +258,7 @@ def _check(state: Any, state_type: type, form: Any) -> None:
         )
 
 
+@checks.did_you_mean
 def scale_by_adam(
     b1: Decay = 0.9,
     b2: Decay = 0.999,
@@ -281,7 +288,8 @@ def scale_by_adam(
         storage: how both moments are kept: "float32" (or None), "root" (float32, sqrt(v) in place of v: exact for gradients
             from 1e-36 to 1e37), "bfloat16" (4 bytes a parameter), "int8" (2 bytes; leaves of fewer than 4096 elements stay
             float32), a `Storage`, or a function from a leaf's path ("['encoder'][0].w") to one of those. Beside narrow
-            leaves all second moments are roots.
+            leaves all second moments are roots. Derivatives pass the rounding of one step; through several steps with narrow
+            moments they are an error.
         nesterov: use the next step's momentum (Nadam, Dozat 2016).
         bias_correction: divide the moments by their weight (Section 3). Off, the first update is (1-b1) / sqrt(1-b2).
         eps_hat: add eps to the uncorrected sqrt(v), as in Section 2's efficient order, TensorFlow and Keras.
@@ -309,6 +317,7 @@ def scale_by_adam(
     )  # fmt: skip
 
 
+@checks.did_you_mean
 def scale_by_adamax(
     b1: Decay = 0.9,
     b2: Decay = 0.999,
@@ -349,6 +358,7 @@ def scale_by_adamax(
     )
 
 
+@checks.did_you_mean
 def scale_by_lp(
     p: ArrayLike,
     b1: Decay = 0.9,
@@ -394,6 +404,7 @@ def scale_by_lp(
     )  # fmt: skip
 
 
+@checks.did_you_mean
 def scale_by_amsgrad(
     b1: Decay = 0.9,
     b2: Decay = 0.999,
@@ -425,7 +436,8 @@ def scale_by_amsgrad(
             maximum of the corrected ones (Optax).
 
     Returns:
-        A transformation with state `ScaleByAmsgradState`.
+        A transformation with state `ScaleByAmsgradState`. Second derivatives by b2 overflow where gradients are beyond 1e18
+        and the raw squares are kept; "root" is good to 1e30.
 
     Raises:
         ValueError: for an unknown `max_of`, and as `scale_by_adam`.
