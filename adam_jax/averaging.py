@@ -91,7 +91,8 @@ def averaged_params(state: Any, params: Any, *, where: str | None = None) -> Any
         A tree like `params`; leaves that are not trained are the params' own.
 
     Raises:
-        ValueError: if the state holds no `AverageParamsState`, or several and `where` does not choose one; for params of other shapes.
+        ValueError: if the state holds no `AverageParamsState`, or several and `where` does not choose one; for params of
+            other shapes.
 
     Example:
         >>> params = {"w": jnp.ones(1), "steps": 3}

@@ -125,7 +125,8 @@ def function(name: str, value: Any) -> None:
 def transformation(name: str, value: Any) -> None:
     """An Optax transformation."""
     if isinstance(value, type) or not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
-        raise TypeError(f"{name} must be an Optax transformation, with init and update, got {_shown(value)}{': call it' * callable(value)}")
+        hint = ": call it" if callable(value) else ""
+        raise TypeError(f"{name} must be an Optax transformation, with init and update, got {_shown(value)}{hint}")
 
 
 def did_you_mean(wrapped: Callable[P, T]) -> Callable[P, T]:

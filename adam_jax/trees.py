@@ -98,7 +98,7 @@ def with_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[
 
 
 def every(state: Any, kind: Any, where: str | None, advice: str) -> dict[str, Any]:
-    """The nodes of a kind in a state whose path contains `where`, by path, at least one; `advice` is for a state with none."""
+    """The nodes of a kind in a state whose path contains `where`, by path; at least one. `advice` is for a state with none."""
     if not (where is None or isinstance(where, str)):
         raise TypeError(f"where must be a string, part of a path in the state, got {where!r}")
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, kind))
@@ -139,7 +139,8 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
 
     Returns:
         A function of a tree, to a tree of labels like it. It may be asked about a tree from which leaves have been pruned, as
-        Optax does. Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two
+        Optax does; where gradients may be `None` beside params, give `optax.partition` the labels of the params, as a tree.
+        Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two
         leaves share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`).
 
     Raises:
@@ -192,9 +193,9 @@ def map_updates(
 ) -> tuple[Any, tuple[Any, ...]]:
     """Map `function(at, update, *leaves) -> (update, *leaves)` over the trained leaves of updates and of a state's trees.
 
-    Without trees of a state, the leaves are those whose param is trained. A leaf whose update is `None` stays as it is, unless `always`. A leaf that is not trained gets an update of zeros in the
-    dtype of its param, so that `optax.apply_updates` leaves it unchanged. Trees that do not match raise ValueError with the
-    path of the first leaf that differs.
+    Without trees of a state, the leaves are those whose param is trained. A leaf whose update is `None` stays as it is, unless
+    `always`. A leaf that is not trained gets an update of zeros in the dtype of its param, so that `optax.apply_updates` leaves
+    it unchanged. Trees that do not match raise ValueError with the path of the first leaf that differs.
     """
     flat, treedef = with_paths(updates, _is_leaf), jax.tree.structure(updates, is_leaf=_is_leaf)
     rows = [_matching(tree, updates, treedef, "params given to init") for tree in columns]
