@@ -22,9 +22,9 @@ _ADVICE = "pass the state of a chain with scale_by_adam or its family"
 def restart(state: Any, *, where: str | None = None) -> Any:
     """A state in which nothing has been averaged yet; schedules of the learning rate, averages of params and masters go on.
 
-    At a count of zero nothing counts that a state holds besides, so the counts are all that is set. To set those of
-    schedules, too, `optax.tree_utils.tree_set(state, count=0)` will do, but it leaves out what stands deeper in a state than
-    another count, as Adam in `inject_hyperparams`.
+    At a count of zero nothing counts that a state holds besides, so counts are all that is set. Optax's
+    `optax.tree_utils.tree_set(state, count=0)` sets those of schedules, too, but misses what stands deeper than another
+    count: Adam in `inject_hyperparams`, and a chain in `in_float32`.
 
     Args:
         state: any optimizer state with Adam or one of its family inside; it may be traced.

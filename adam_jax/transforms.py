@@ -32,7 +32,7 @@ class ScaleByAdamState(NamedTuple):
 
     Attributes:
         count: int32 scalar, the number of updates made; from 2^31 - 1 on it stays within 2^16 of that. At zero nothing else
-            in the state counts: setting it to zero, as `optax.tree_utils.tree_set(state, count=0)` does, restarts.
+            in the state counts: setting it to zero, as `adam_jax.surgery.restart` does, restarts.
         mu: first moments, a tree like the params: bias-corrected (the paper's mhat), raw where correction is off.
         nu: second moments, likewise (vhat), or what `form` says.
         mu_weight: scalar, the total weight of the gradients in `mu`, 1 - b1^t at a constant b1; raw m_t = mu * mu_weight.

@@ -140,8 +140,9 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
 
     Returns:
         A function of a tree, to a tree of labels like it. It may be asked about a tree from which leaves have been pruned,
-        as Optax does. Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two
-        leaves share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`).
+        as Optax does; where gradients may be `None` beside params, give `optax.partition` the labels of the params, as a
+        tree. Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two leaves
+        share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`).
 
     Raises:
         ValueError: if an expression is not a valid one.
