@@ -290,7 +290,7 @@ class Largest(Norm):
         return nu, jnp.maximum(nus[1], nu * self._of_raw(t))
 
     def size(self, nus: Nus, t: Tick) -> jax.Array:
-        raw = self._of_raw(t)
+        raw = jnp.asarray(self._of_raw(t))
         return self.of.size((moments.quotient(nus[1], jnp.where(raw > 0, raw, 1.0)) if self.raw else nus[1],), t)
 
     def size_scale(self, weight: ArrayLike) -> ArrayLike:
