@@ -97,12 +97,12 @@ def test_derivatives_of_one_step_pass_the_rounding_of_its_moments(how, near):
     gradients = jax.random.normal(jax.random.key(0), (12, 4096))
 
     def derivatives(how):
-        tx = adam_jax.scale_by_adam(0.9, 0.99, 1e-3, nesterov=True, **how)
+        tx: Any = adam_jax.scale_by_adam(0.9, 0.99, 1e-3, nesterov=True, **how)
         state, _ = jax.lax.scan(lambda s, g: (tx.update(g, s)[1], None), tx.init(gradients[0]), gradients[:10])
 
         def meta(g, b1, b2, eps):
-            u: Any
-            u, _ = adam_jax.scale_by_adam(b1, b2, eps, nesterov=True, **how).update(g, state)
+            tx: Any = adam_jax.scale_by_adam(b1, b2, eps, nesterov=True, **how)
+            u, _ = tx.update(g, state)
             return jnp.mean(u * gradients[11] + u * u)
 
         return jax.jit(jax.grad(meta, argnums=(0, 1, 2, 3)))(gradients[10], 0.9, 0.99, 1e-3)
@@ -116,7 +116,7 @@ def test_derivatives_of_one_step_pass_the_rounding_of_its_moments(how, near):
 @every_narrow
 def test_derivatives_through_several_steps_of_narrow_moments_are_an_error(how, near):
     del near
-    tx = adam_jax.scale_by_adam(**how)
+    tx: Any = adam_jax.scale_by_adam(**how)
 
     def play(x, carry):
         params, state = carry

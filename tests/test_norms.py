@@ -1,6 +1,7 @@
 """The bound on |m| / s, which narrow moments rely on, is the supremum over all histories of gradients and of decays."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +138,7 @@ def test_gradients_come_as_near_to_the_bound_as_rounding_allows_and_no_nearer(na
         b = np.array([(1 - b2) * np.prod([y for _, y in keep[t + 1 :]]) for t, (_, b2) in enumerate(keep)])
         g = (a / b) ** (1 / (p - 1))
     m, nus, weights = jnp.float32(0), (jnp.float32(0),), (jnp.float32(0), jnp.float32(0))
-    second = norm.tick(0.0, weights[1], 0)
+    second: Any = None
     for count, (x, (b1, b2)) in enumerate(zip(g / g.max(), decays, strict=True)):
         first = clock.tick(1 - b1, weights[0], count)
         second = norm.tick(1 - b2, weights[1], count)
