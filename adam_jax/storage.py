@@ -176,7 +176,8 @@ class Storage:
         code = self.second if moment else self.first
         if not isinstance(code, Code):
             return jnp.zeros([], dtype)
-        return code.encode(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.uint32)).astype(dtype)
+        encode = jax.jit(code.encode)  # so that it is traced once
+        return encode(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.uint32)).astype(dtype)
 
     def empty(self, leaf: Any, wide: DTypeLike, moment: int) -> jax.Array:
         """What is kept of a moment of zero: an array like a leaf in shape and sharding."""

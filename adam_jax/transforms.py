@@ -149,7 +149,7 @@ def scale_by_norm(
         limits = _limits(norm, codes, k, count) if choice.narrow else Limits()
         if choice.narrow:  # where nothing is kept, there are no windows
             codes = codes._replace(windows=jnp.where(jnp.asarray(count) <= 0, 0, codes.windows))
-        leaves = _of_leaves(choice, mu, nus, codes)
+        leaves = _of_leaves(choice, mu, nus, codes, jnp.asarray(count))
         extremes: dict[int, jax.Array] = {}
 
         def step(at: trees.At, g: ArrayLike | None, *kept: jax.Array) -> tuple[Any, ...]:
@@ -175,7 +175,7 @@ def scale_by_norm(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any) -> list[tuple[Storage, Any, Any]]:
+def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any, count: jax.Array) -> list[tuple[Storage, Any, Any]]:
     """How each trained leaf is kept, its sequence of draws and its windows.
 
     What differs between leaves comes in arrays from behind a barrier, or XLA on GPU would make it a constant of each kernel,
@@ -186,9 +186,29 @@ def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any) -> list[tupl
     how = [choice.old(at, kept) for at, kept in there]
     if not any(storage.rounds for storage in how):
         return [(storage, np.uint32(0), ()) for storage in how]
-    streams = jnp.asarray(np.array([storage.stream(at) for storage, (at, _) in zip(how, there, strict=True)], np.uint32))
-    data = [(streams[i], codes.windows[i] if choice.narrow else ()) for i in range(len(how))]
-    return [(storage, *own) for storage, own in zip(how, jax.lax.optimization_barrier(data), strict=True)]
+    streams = [jnp.asarray(storage.stream(at), jnp.uint32) for storage, (at, _) in zip(how, there, strict=True)]
+    windows = codes.windows if choice.narrow else ()
+    return [(storage, *own) for storage, own in zip(how, _as_data(streams, windows, count), strict=True)]
+
+
+def _as_data(streams: list[jax.Array], windows: Any, count: jax.Array) -> list[Any]:
+    """The stream and the windows of each leaf, from where XLA does not look for their values.
+
+    That is behind a barrier, or on CPU, which drops barriers, in a branch.
+    """
+
+    def branch(windows: Any, count: jax.Array) -> list[Any]:
+        def each() -> list[Any]:
+            return [(stream, *(x[i] for x in jax.tree.leaves(windows))) for i, stream in enumerate(streams)]
+
+        return jax.lax.cond(count < 0, lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(each)), each)
+
+    def barrier(windows: Any, _: jax.Array) -> list[Any]:
+        together = jnp.stack(streams)
+        return jax.lax.optimization_barrier([(together[i], *(x[i] for x in jax.tree.leaves(windows))) for i in range(len(streams))])
+
+    found = jax.lax.platform_dependent(windows, count, cpu=branch, default=barrier)
+    return found if jax.tree.leaves(windows) else [(stream, ()) for stream, in found]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
