@@ -20,7 +20,7 @@ import adam_jax
 NAMES = ("checkpoints", "interop", "norms", "online", "shardings", "storage", "surgery", "tables", "watch")
 MODULES = [adam_jax, *(importlib.import_module(f"adam_jax.{name}") for name in NAMES)]
 # of norms and storage, what the step reads; the rest is for users
-INTERNAL = {"Choice", "Codes", "Int8", "Kept", "Limits", "Maxima", "Powers", "Roots", "Squares"}
+INTERNAL = {"Choice", "Codes", "Int8", "Kept", "Limits", "Maxima", "Moving", "Powers", "Roots", "Squares", "first_codes"}
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in MODULES
@@ -63,7 +63,7 @@ def test_examples_of_internals_run(name):
 
 def test_every_transformation_and_state_is_public_at_the_top():
     assert {thing.__module__ for thing in PUBLIC.values()} <= set(_internal_modules())
-    for module in ("optimizers", "transforms", "scaling", "averaging", "faults", "low_precision"):
+    for module in ("optimizers", "family", "transforms", "scaling", "averaging", "faults", "low_precision"):
         home = importlib.import_module(f"adam_jax.{module}")
         theirs = {name for name in home.__all__ if isinstance(getattr(home, name), (type, FunctionType))}
         assert theirs <= set(adam_jax.__all__), module
