@@ -21,6 +21,11 @@ def _towards_one(count: jax.Array) -> jax.Array:
 
 
 OTHERS = {
+    "injected, eps_hat": Case(
+        lambda: optax.inject_hyperparams(adam_jax.scale_by_adam, hyperparam_dtype=jnp.float32)(eps_hat=True), {}, {}
+    ),
+    "injected, int8": Case(lambda: optax.inject_hyperparams(adam_jax.scale_by_lp, hyperparam_dtype=jnp.float32)(
+        3.0, storage=adam_jax.storage.int8(smallest=0)), {}, {}),
     "in_float32": Case(lambda: adam_jax.in_float32(optax.chain(adam_jax.adamw(0.1), adam_jax.average_params())), {}, {}),
     "in_float32, 8": Case(lambda: adam_jax.in_float32(adam_jax.adam(0.1), 8), {}, {}),
     "skip_nonfinite": Case(lambda: adam_jax.skip_nonfinite(adam_jax.adam(0.1), 2), {}, {}),
@@ -64,7 +69,7 @@ def _played(name: str) -> tuple[Any, Any, Any]:
     """Two steps: the updates of the second, and the types of the state before and after."""
     params, gradients, tx = _tree(name, 1.0), _tree(name, 0.5), ALL[name].make()
     state = tx.init(params)
-    types, update = jax.tree.map(lambda x: x.dtype, state), jax.jit(tx.update)
+    types, update, updates = jax.tree.map(lambda x: x.dtype, state), jax.jit(tx.update), None
     for _ in range(2):
         updates, state = update(gradients, state, params)
     return updates, types, jax.tree.map(lambda x: x.dtype, state)
