@@ -1,23 +1,21 @@
 """Eight-bit codes of the moments of ONE array, and the one bfloat16 number that holds both: arithmetic on bit patterns.
 
-**Second moments** are kept as the root s = sqrt(v), in the top bits of its float32 pattern, which is a logarithmic code: 8, 16
-or 32 numbers an octave in a window of 32, 16 or 8 octaves, whichever the magnitudes in the leaf fit in, with some headroom
-above the leaf's largest. The window is two integers a leaf; it moves by whole octaves, which changes no number inside. It is
-chosen from codes that are in memory before the step begins, so that a step is one pass: those of two steps ago. The first two
-steps, and those after one that left the window upwards, use one number an octave and all octaves of float32. A positive root
-never becomes zero, however small: what lies below the window is kept as the window's lowest number.
+**Second moments** are kept as the root s = sqrt(v), in the top bits of its float32 pattern, which is a logarithmic code: 8,
+16 or 32 numbers an octave in a window of 32, 16 or 8 octaves, whichever the magnitudes in the leaf fit in, with some
+headroom above the leaf's largest. The window is two integers a leaf; it moves by whole octaves, which changes no number
+inside. It is chosen from codes that are in memory before the step begins, so that a step is one pass: those of two steps
+ago. The first two steps, and those after one that left the window upwards, use one number an octave and all octaves of
+float32. A positive root never becomes zero, however small: what lies below the window is kept as the window's lowest number.
 
 **First moments** are kept as the ratio m / s to a root inside the window, which Hölder bounds (`norms`): in steps of 0.0006
-near zero that grow to 0.31 near 7.42, where the bound is 7.27, and wider ones where it is larger. So they need no scale, and a
-first moment follows its second: whatever rounding does to s, m / s stays what it was. Only where s is raised to the window's
-lowest number is it m that stays: such steps are too small, never too large, at all decays.
+near zero that grow to 0.31 near 7.42, where the bound is 7.27, and wider ones where it is larger. So they need no scale, and
+a first moment follows its second: whatever rounding does to s, m / s stays what it was. Only where s is raised to the
+window's lowest number is it m that stays: such steps are too small, never too large, at all decays.
 
-**Both** make one bfloat16 number: the code of s, 1 to 254, is its exponent, sign and code of m / s are its other bits; zero is
-zero and NaN is NaN. Every pattern is an ordinary number, so that compilers see a conversion; arrays of eight bits cannot be
-written in place beside those of 32 on TPU.
+**Both** make one bfloat16 number: the code of s, 1 to 254, is its exponent, sign and code of m / s are its other bits; zero
+is zero and NaN is NaN. Every pattern is an ordinary number, so that compilers see a conversion; arrays of eight bits cannot
+be written in place beside those of 32 on TPU.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +29,10 @@ __all__ = [
     "encode_ratio",
     "encode_root",
     "extremes",
-    "lowest",
-    "manual_axes",
     "pack",
+    "raised",
     "ratios",
+    "step",
     "unpack",
 ]
 
@@ -59,9 +57,14 @@ def encode_ratio(r: jax.Array, bits: jax.Array, ratios: ArrayLike = MOST_RATIOS)
     return jnp.minimum((above * ratios + (bits >> 9).astype(jnp.int32)) >> 23, 127)
 
 
-def decode_ratio(code: jax.Array, ratios: ArrayLike = MOST_RATIOS) -> jax.Array:
-    """The |m| / s, float32, that a code stands for."""
-    return _number(code * (2**23 // jnp.asarray(ratios, jnp.int32) + 1) + RATIO_BASE) - OFFSET
+def decode_ratio(code: jax.Array, step: ArrayLike = 2**23 // MOST_RATIOS + 1) -> jax.Array:
+    """The |m| / s, float32, that a code stands for, at the `step` of its ratios."""
+    return _number(code * step + RATIO_BASE) - OFFSET
+
+
+def step(ratios: ArrayLike) -> jax.Array:
+    """The distance of two codes of |m| / s, in units of the last place: int32 scalar, above 2^19."""
+    return 2**23 // jnp.asarray(ratios, jnp.int32) + 1
 
 
 def encode_root(s: jax.Array, bits: jax.Array, window: jax.Array) -> jax.Array:
@@ -87,17 +90,19 @@ def pack(root: jax.Array, ratio: jax.Array, m: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(m), jnp.nan, number).astype(jnp.bfloat16)
 
 
-def unpack(packed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The code of s, the code of |m| / s, and the number 1, -1 or NaN by which that is multiplied."""
-    number = packed.astype(jnp.float32)
-    pattern = _pattern(number)
-    sign = jnp.where(pattern < 0, -1.0, 1.0)
-    return (pattern >> 23) & 255, (pattern >> 16) & 127, jnp.where(jnp.isnan(number), jnp.nan, sign)
+def unpack(packed: jax.Array, most: ArrayLike = 255) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The code of s, the code of |m| / s, and the number 1, -1 or NaN by which that is multiplied.
+
+    Codes of s are cut at `most`: at 0 all numbers, and NaN, become zero.
+    """
+    pattern = _pattern(packed.astype(jnp.float32))
+    root = jnp.minimum((pattern >> 23) & 255, most)
+    return root, (pattern >> 16) & 127, jnp.where(root == 255, jnp.nan, jnp.where(pattern < 0, -1.0, 1.0))
 
 
-def lowest(window: jax.Array) -> jax.Array:
-    """The lowest positive number of a window, zero for that of all octaves."""
-    return _number(window[0] << 23)
+def raised(s: jax.Array, window: jax.Array) -> jax.Array:
+    """Roots, those below the window's lowest number raised to it: as integers, which saves a kernel on TPU a scalar."""
+    return _number(jnp.maximum(_pattern(s), window[0] << 23))
 
 
 def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> jax.Array:
@@ -105,8 +110,8 @@ def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> ja
 
     `extremes` are those of codes in `window`; `rate` is how far a step moves the second moment. The headroom above the
     largest s is 4 octaves at a rate of 1/1000, room for gradients 500 times as large, and half an octave more with each
-    doubling of the rate. One octave to spare at the bottom is asked of a finer window before it is taken, so that it does not
-    come and go. All octaves, with one number each, if all codes are zero or one is at the window's top.
+    doubling of the rate. One octave to spare at the bottom is asked of a finer window before it is taken, so that it does
+    not come and go. All octaves, with one number each, if all codes are zero or one is at the window's top.
     """
     (top, bottom), (start, fine) = extremes, window
     high, low = ((top - 1) >> fine) + start, ((bottom - 1) >> fine) + start
@@ -150,14 +155,7 @@ def extremes(packed: jax.Array) -> jax.Array:
 
     axes = tuple(range(packed.ndim))
     top, bottom = jax.lax.platform_dependent(packed, cpu=fields, tpu=apart, default=pair)
-    shards = manual_axes(packed)  # inside `shard_map` too, a window is that of the whole leaf
-    return jnp.stack([jax.lax.pmax(top, shards), jax.lax.pmin(bottom, shards)] if shards else [top, bottom])
-
-
-def manual_axes(x: jax.Array) -> tuple[str, ...]:
-    """The mesh axes along which a shard inside `shard_map` differs from others; none where `check_vma=False` hides them."""
-    kind: Any = jax.typeof(x)
-    return tuple(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)  # jax 0.8 to 0.9: vma
+    return jnp.stack([top, bottom])
 
 
 def _pattern(x: jax.Array) -> jax.Array:

@@ -41,9 +41,9 @@ def in_float32(
     * `residual=8`, bfloat16: weights of 24 bits in 3 bytes, rounded to these without bias.
     * `residual=16`, bfloat16: the float32 run of `tx`, bit for bit, in 4 bytes (for weights from 3e-36 to 1e38).
 
-    Draws depend on the seed, the count, the leaf's path and the element's index (inside `shard_map`, that in the shard), so
-    replicas and shardings agree. Leaves of float32 and wider, infinities and NaN pass through; finite sums stay finite.
-    Derivatives are those of the mean: they pass a rounding as if it were not there.
+    Draws depend on the seed, the count, the leaf's path and the element's index in the whole leaf, so replicas and shardings
+    agree; shards inside `shard_map` are refused. Leaves of float32 and wider, infinities and NaN pass through; finite sums
+    stay finite. Derivatives are those of the mean: they pass a rounding as if it were not there.
 
     Everything that changes updates belongs into `tx`, and so do `inject_hyperparams`, which casts the learning rate to the
     gradients' dtype, `apply_if_finite`, and `average_params`, which averages the float32 weights there; what scales or clips
@@ -99,6 +99,7 @@ def in_float32(
                 return u, master, *low
             bits = None
             if residual < 16:
+                trees.check_whole(at, jnp.asarray(u))
                 bits = rounding.draws(at.param.shape, rounding.stream(seed, at.path), state.count)
             u, low = _rounded(jnp.asarray(u).astype(jnp.float32), at.param, master, low, bits)
             return u, master, *low
@@ -192,11 +193,23 @@ def _rounded(u: jax.Array, p: jax.Array, master: jax.Array, low: tuple, bits: An
     if not low:
         old, new = master, rounding.round_to(total, p.dtype, bits, rest)
     else:
-        total = total if bits is None else rounding.stochastic(total, bits, 8, rest)
+        total = _once(total if bits is None else rounding.stochastic(total, bits, 8, rest))
         new, kept = rounding.split(total, jnp.iinfo(low[0].dtype).bits)
         low = (kept,)
         old, new = rounding.widen(p), rounding.widen(new)
     return jnp.where(rounding.pattern(old) == rounding.pattern(new), -0.0, new - old), low
+
+
+def _once(x: jax.Array) -> jax.Array:
+    """The same numbers; on CPU divided by one, since XLA there keeps quotients and would find sums again for each result.
+
+    From one array the weight and its residual are each written in place.
+    """
+
+    def over_one(x: jax.Array) -> jax.Array:
+        return x / jnp.where(jnp.isnan(x), 2.0, 1.0)
+
+    return jax.lax.platform_dependent(x, cpu=over_one, default=lambda x: x)
 
 
 @_rounded.defjvp

@@ -1,8 +1,8 @@
 """The paper's arithmetic on one array: averages, second moments, norms and the direction of a step.
 
-Every function takes arrays of one shape and scalars, and returns arrays of that shape. Nothing here knows about trees, states
-or storage. Averages move as a + rate (x - a): a constant input is a fixed point to the last bit, which it is not in
-b a + (1 - b) x, where b and 1 - b rounded to float32 do not add up to one.
+Every function takes arrays of one shape and scalars, and returns arrays of that shape. Nothing here knows about trees,
+states or storage. Averages move as a + rate (x - a): a constant input is a fixed point to the last bit, which it is not in b
+a + (1 - b) x, where b and 1 - b rounded to float32 do not add up to one.
 
 Nothing finite makes something non-finite: gradients saturate where their square or a difference of two would overflow, and
 quotients by zero are zero. A NaN or an infinity in a gradient is not hidden: it comes out as NaN.
@@ -26,6 +26,8 @@ __all__ = [
     "lookahead",
     "lp_moment",
     "magnitude",
+    "power_of_two",
+    "quotient",
     "root",
     "root_plus",
     "root_second_moment",
@@ -59,7 +61,7 @@ def average(mean: ArrayLike, value: ArrayLike, rate: ArrayLike) -> jax.Array:
 
 def times(factor: ArrayLike, x: ArrayLike) -> jax.Array:
     """A real factor times an array, real or complex."""
-    return each_part(lambda part: factor * part, jnp.asarray(x))
+    return each_part(lambda part: jnp.asarray(factor * part), jnp.asarray(x))
 
 
 def each_part(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -129,13 +131,15 @@ def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike, *, coarse: b
 
     With x and y the gradient and s over the power of two below the larger of them, and q = sqrt(y^2 + rate (x^2 - y^2)),
     the new root over that power is q, written as a small correction to y so that rounding errors do not pile up; `coarse`
-    spares the correction where the result is rounded to few bits anyway. Scaling all gradients by 2^k scales s by exactly it.
+    spares the correction where the result is rounded to few bits anyway. Scaling all gradients by 2^k scales s by exactly
+    it.
     """
     a = magnitude(g)
-    power, inverse = _power_of_two(jnp.maximum(a, s))
+    power, inverse = power_of_two(jnp.maximum(a, s))
     x, y = inverse * a, inverse * s
     if coarse:
-        return power * root(y * y * (1.0 - rate) + x * x * rate)
+        y, x = y * y, x * x
+        return power * root((y - rate * y) + rate * x)
     below = root(y * y + rate * ((x - y) * (x + y))) + y
     return power * (y + rate * (x - y) * ((x + y) / jnp.where(below == 0, 1.0, below)))
 
@@ -173,8 +177,20 @@ def within(m: jax.Array, size: jax.Array, ratio: ArrayLike) -> jax.Array:
 def direction(m: jax.Array, size: jax.Array, eps: ArrayLike) -> jax.Array:
     """The step's direction m / (size + eps), and zero where size + eps is zero (Algorithm 1, last line)."""
     below = size + eps
-    dead = below < jnp.finfo(below.dtype).tiny
-    return each_part(lambda part: jnp.where(dead, 0.0, part / jnp.where(dead, 1.0, below)), m)
+    below = jnp.where(below < jnp.finfo(below.dtype).tiny, jnp.inf, below)
+    return each_part(lambda part: quotient(part, below), m)
+
+
+@jax.custom_jvp
+def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A / b, whose derivatives, too, stay in range: without b^2, which is not where b is 1e20 or 1e-20."""
+    return a / b
+
+
+@quotient.defjvp
+def _quotient_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    ratio = quotient(*primals)
+    return ratio, quotient(tangents[0] - ratio * tangents[1], primals[1])
 
 
 def _parts(x: jax.Array) -> tuple[jax.Array, ...]:
@@ -189,7 +205,7 @@ def _over_larger(a: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return jnp.where(dead, 0.0, a / larger), jnp.where(dead, 0.0, s / larger), larger, dead
 
 
-def _power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest power of two that is not above x, and its inverse; for x = 0, zero and a large number."""
     info = jnp.finfo(x.dtype)
     unsigned = np.dtype(f"uint{info.bits}").type

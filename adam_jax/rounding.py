@@ -16,6 +16,7 @@ magnitude, carries into the exponent included. There is no floating-point identi
 """
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,25 +43,29 @@ def stream(seed: ArrayLike, path: str) -> ArrayLike:
     return _hash(_hash(seed + np.uint32(0x9E3779B9)) + np.uint32(zlib.crc32(path.encode())))[0]
 
 
-def draws(shape: tuple[int, ...], stream: jax.Array, count: ArrayLike) -> jax.Array:
+def draws(shape: tuple[int, ...], stream: ArrayLike, count: ArrayLike) -> jax.Array:
     """32 uniform bits for each element at step `count`, an integer scalar; it may wrap.
 
-    `shape` is that of the whole array; under `shard_map`, where that is not known, of the shard.
+    `shape` is that of the whole array.
 
     Example:
         >>> pair = jnp.stack([draws((2,), stream(0, "w"), count) for count in (0, 1)])
         >>> print((pair >> 31).sum(0))  # of two consecutive steps one draw is in the upper half
         [1 1]
     """
-    index = jnp.zeros(shape, jnp.uint32)
-    stride = 1
+    stream, stride = jnp.asarray(stream, jnp.uint32), 1
+    index = jnp.zeros(shape, jnp.uint32) if shape else stream
     for axis in reversed(range(len(shape))):
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % 2**32)
+        along = jax.lax.iota(jnp.uint32, shape[axis]) * np.uint32(stride % 2**32)
+        along = (
+            along if axis else along + stream
+        )  # on TPU an array beside the kernel: so the stream is no operand of its own
+        index += jax.lax.broadcast_in_dim(along, shape, (axis,))
         stride *= shape[axis]
-    return draws_at(index, stream, count)
+    return draws_at(index, np.uint32(0), count)
 
 
-def draws_at(index: jax.Array, stream: jax.Array, count: ArrayLike) -> jax.Array:
+def draws_at(index: jax.Array, stream: ArrayLike, count: ArrayLike) -> jax.Array:
     """The draws of the elements with these indices, uint32: what a kernel on a block of a leaf calls."""
     x = (index + stream) * np.uint32(0x9E3779B1)
     x = (x ^ (x >> 16)) + _reversed(jnp.asarray(count).astype(jnp.uint32))
@@ -80,10 +85,15 @@ def stochastic(x: jax.Array, bits: jax.Array, drop: int, rest: jax.Array | None 
         >>> print(jnp.unique(rounded), f"{rounded.mean():.4f}")
         [1.        1.0078125] 1.0010
     """
-    bare, raised = pattern(x), bits >> np.uint32(32 - drop)
-    if rest is not None:
-        bare, part = _toward_zero(x, rest)
-        raised += ((bits << np.uint32(drop) >> np.uint32(16)) + part) >> np.uint32(16)
+    bare = pattern(x)
+    if rest is None:
+        raised = bits >> np.uint32(32 - drop)
+    elif drop < 15:
+        raised = _bits_of(_signed(bits >> np.uint32(16 - drop)) + _units(x, rest) >> 16)
+    else:  # where that sum would not fit
+        raised = (bits >> np.uint32(32 - drop)) + _bits_of(
+            _signed(bits << np.uint32(drop) >> np.uint32(16)) + _units(x, rest) >> 16
+        )
     keep = np.uint32(2**32 - 2**drop)
     largest = EXPONENT - np.uint32(2**drop)  # of the numbers left; it, infinities and NaN are cut, not raised
     quiet = jnp.minimum(bare & ~keep, 1) << 22  # a NaN with no other bit stays one; the largest numbers have that bit
@@ -174,16 +184,23 @@ def number(bits: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _toward_zero(x: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The pattern of x + rest, cut, and what was cut in 2^-16 of a unit in its last place, an integer up to 2^16."""
-    inwards = jnp.where(x > 0, rest < 0, rest > 0)
-    bare = pattern(x) - inwards.astype(jnp.uint32)
-    units = number(np.uint32(293 << 23) - jnp.maximum(bare & EXPONENT, np.uint32(40 << 23)))  # 2^16 / the unit
-    part = jnp.abs(rest) * units
-    return bare, (jnp.where(inwards, 65536.0 - part, part) + 0.5).astype(jnp.uint32)
+def _units(x: jax.Array, rest: jax.Array) -> jax.Array:
+    """What the magnitude of x lacks, in 2^-16 of a unit in its last place, towards zero where `rest` leads there: int32."""
+    inwards = _signed(pattern(x) ^ pattern(rest)) >> 31  # -1 or 0
+    place = (pattern(x) + _bits_of(inwards)) & EXPONENT  # below a power of two units are half as large
+    part = jnp.abs(rest) * number(np.uint32(293 << 23) - jnp.maximum(place, np.uint32(40 << 23)))  # 2^16 / the unit
+    return ((part + 0.5).astype(jnp.int32) ^ inwards) - inwards
 
 
-def _hash(x: jax.Array) -> jax.Array:
+def _signed(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _bits_of(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def _hash(x: Any) -> Any:
     """A hash of 32 bits to 32 bits (Wellons' lowbias32)."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)

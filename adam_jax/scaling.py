@@ -249,7 +249,7 @@ def _count(name: str, state: Any) -> jax.Array:
     """The count of a schedule."""
     if not isinstance(state, optax.ScaleByScheduleState):
         raise TypeError(f"state must be that of a {name} on a schedule, got {state}: {name} was a number at init")
-    return state.count
+    return jnp.asarray(state.count)
 
 
 def _scale(factor: ArrayLike, updates: Any) -> Any:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from adam_jax import codes, moments, norms, storage, trees
+from adam_jax import codes, moments, norms, trees
+from adam_jax.choices import held_by
 from adam_jax.scaling import ScaleByBiasCorrectionState
-from adam_jax.storage import Kept, Storage
+from adam_jax.storage import Codes, Kept, Storage
 from adam_jax.transforms import ScaleByAdamState, ScaleByAmsgradState
 
 __all__ = ["Moments", "read_moments", "restart", "write_moments"]
@@ -22,8 +23,8 @@ def restart(state: Any, *, where: str | None = None) -> Any:
     """A state in which nothing has been averaged yet; schedules of the learning rate, averages of params and masters go on.
 
     At a count of zero nothing counts that a state holds besides, so counts are all that is set. Optax's
-    `optax.tree_utils.tree_set(state, count=0)` sets those of schedules, too, but misses what stands deeper than another count:
-    Adam in `inject_hyperparams`, and a chain in `in_float32`.
+    `optax.tree_utils.tree_set(state, count=0)` sets those of schedules, too, but misses what stands deeper than another
+    count: Adam in `inject_hyperparams`, and a chain in `in_float32`.
 
     Args:
         state: any optimizer state with Adam or one of its family inside; it may be traced.
@@ -52,12 +53,13 @@ class Moments(NamedTuple):
 
     Attributes:
         count: int32 scalar, the number of updates made.
-        mu: a tree like the params: first moments, bias-corrected where the transformation corrects; raw ones are mu * mu_weight.
+        mu: a tree like the params: first moments, bias-corrected where the transformation corrects; raw ones are mu *
+            mu_weight.
         nu: likewise the second moments or norms, real; what they are `form` says.
         nu_max: the largest second moments so far, of AMSGrad; else `None`.
         mu_weight: scalar, the weight of the first average, 1 - b1^t at a constant b1.
         nu_weight: scalar, the same for the second.
-        form: the marker of the state: `adam_jax.norms.Squares` where nu is v, `Roots` where it is sqrt(v), `Maxima`, `Powers`.
+        form: the marker of the state: `adam_jax.norms.Squares` where nu is v, `Roots` where it is its root.
     """
 
     count: ArrayLike
@@ -69,13 +71,13 @@ class Moments(NamedTuple):
     form: Any
 
 
-def read_moments(state: Any, *, where: str | None = None, own: Storage | None = None) -> Moments:
+def read_moments(state: Any, *, where: str | None = None, storage: Storage | None = None) -> Moments:
     """The moments in a state as plain arrays, whatever they are kept in.
 
     Args:
         state: a `ScaleByAdamState` or `ScaleByAmsgradState`, or any optimizer state with exactly one inside.
         where: which one, in a state that holds several: a part of its path, as the error message lists them.
-        own: the `Storage`, for leaves that are kept in codes of your own.
+        storage: a `Storage`, for leaves that are kept in codes of your own.
 
     Returns:
         The moments; change them, and give them to `write_moments`.
@@ -104,7 +106,7 @@ def read_moments(state: Any, *, where: str | None = None, own: Storage | None = 
 
     def read(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:
         kept = Kept(mu, nus, windows[at.number] if len(windows) else ())
-        how = storage.held_by(kept, own)
+        how = held_by(at, kept, storage)
         m, s = how.load(how.emptied(kept, jnp.asarray(node.count) <= 0), _wide(kept), ratios)
         return m, *s
 
@@ -112,24 +114,25 @@ def read_moments(state: Any, *, where: str | None = None, own: Storage | None = 
     return Moments(node.count, mu, nu, largest[0] if largest else None, node.mu_weight, node.nu_weight, node.form)
 
 
-def write_moments(state: Any, held: Moments, *, where: str | None = None, own: Storage | None = None) -> Any:
+def write_moments(state: Any, held: Moments, *, where: str | None = None, storage: Storage | None = None) -> Any:
     """A state with these moments in place of its own, kept as it keeps them.
 
-    To grow a leaf, or to shrink one, write padded or cut moments into a fresh `tx.init(params)` of the new params. A moment of
-    zero is nothing: an element whose moments are both zero has had no gradient.
+    To grow a leaf, or to shrink one, write padded or cut moments into a fresh `tx.init(params)` of the new params. A moment
+    of zero is nothing: an element whose moments are both zero has had no gradient.
 
     Args:
-        state: as for `read_moments`; its dtypes and its form say how the moments are kept. Narrow ones are rounded to nearest.
+        state: as for `read_moments`; its dtypes and its form say how the moments are kept. Narrow ones are rounded to
+            nearest.
         held: what to write; arrays of the shapes that the state has. Its `form` must be the state's norm.
         where: which Adam, in a state that holds several.
-        own: the `Storage`, for leaves that are kept in codes of your own.
+        storage: a `Storage`, for leaves that are kept in codes of your own.
 
     Returns:
         A state like `state`.
 
     Raises:
-        ValueError: as `read_moments`; for trees or shapes that are not the state's, with the path of the leaf; for the moments
-            of another norm.
+        ValueError: as `read_moments`; for trees or shapes that are not the state's, with the path of the leaf; for the
+            moments of another norm.
 
     Example:
         >>> from adam_jax import adam
@@ -153,13 +156,13 @@ def write_moments(state: Any, held: Moments, *, where: str | None = None, own: S
     def write(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:
         kept = Kept(mu, nus)
         m, *s = (column[at.number] for column in values)
-        new = storage.held_by(kept, own).nearest(kept, m, tuple(change(x) for x in s), ratios)
+        new = held_by(at, kept, storage).nearest(kept, m, tuple(change(x) for x in s), ratios)
         windows.append(new.windows)
         return new.mu, *new.nus
 
     new = _map(write, columns)
     fields = dict(zip(("mu", "nu", "nu_max"), new, strict=False))
-    kept_codes = () if bound is None else storage.Codes(bound, jnp.stack(windows) if windows else node.codes.windows)
+    kept_codes = () if bound is None else Codes(bound, jnp.stack(windows) if windows else node.codes.windows)
     weights = {name: jnp.asarray(getattr(held, name), getattr(node, name).dtype) for name in ("mu_weight", "nu_weight")}
     written = node._replace(**fields, **weights, count=jnp.asarray(held.count, jnp.int32), codes=kept_codes)
     return jax.tree.map(lambda x: written if x is node else x, state, is_leaf=lambda x: isinstance(x, _STATES))

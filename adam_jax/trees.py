@@ -19,6 +19,7 @@ import optax
 __all__ = [
     "At",
     "Unchanged",
+    "check_whole",
     "every",
     "is_absent",
     "is_trained",
@@ -98,7 +99,7 @@ def with_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[
 
 
 def every(state: Any, kind: Any, where: str | None, advice: str) -> dict[str, Any]:
-    """The nodes of a kind in a state whose path contains `where`, by path; at least one. `advice` is for a state with none."""
+    """The nodes of a kind in a state whose path contains `where`, by path; `advice` is for a state that has none."""
     if not (where is None or isinstance(where, str)):
         raise TypeError(f"where must be a string, part of a path in the state, got {where!r}")
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, kind))
@@ -138,10 +139,10 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
         default: the label of all other leaves.
 
     Returns:
-        A function of a tree, to a tree of labels like it. It may be asked about a tree from which leaves have been pruned, as
-        Optax does; where gradients may be `None` beside params, give `optax.partition` the labels of the params, as a tree.
-        Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two
-        leaves share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`).
+        A function of a tree, to a tree of labels like it. It may be asked about a tree from which leaves have been pruned,
+        as Optax does; where gradients may be `None` beside params, give `optax.partition` the labels of the params, as a
+        tree. Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two leaves
+        share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`).
 
     Raises:
         ValueError: if an expression is not a valid one.
@@ -182,6 +183,27 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
     return label
 
 
+def check_whole(at: At, x: jax.Array) -> None:
+    """Raise ValueError inside `shard_map` where a leaf may be a shard: of that nobody can tell which elements it has.
+
+    Draws count the elements of the whole leaf, and codes have a window of the whole leaf.
+    """
+    manual = getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
+    hidden = bool(manual) and not _varying(jax.lax.axis_index(manual[0]))
+    if hidden or _varying(x):
+        why = "check_vma=False hides whether it is" if hidden else f"it differs along {', '.join(_varying(x))}"
+        raise ValueError(
+            f"the leaf at {at} must be whole for unbiased rounding inside shard_map, but {why}: update outside, under jit "
+            "with shardings (adam_jax.shardings.state_shardings), or keep moments and weights in float32"
+        )
+
+
+def _varying(x: jax.Array) -> tuple[str, ...]:
+    """The mesh axes along which a shard inside `shard_map` differs from others; none where `check_vma=False` hides them."""
+    kind: Any = jax.typeof(x)
+    return tuple(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)  # jax 0.8 to 0.9: vma
+
+
 def map_params(function: Callable[[At, Any], Any], params: Any) -> Any:
     """A tree like the params with `function(at, leaf)` for each trained leaf and `ABSENT` for the others."""
     mapped = [function(At(keys), leaf) if is_trained(leaf) else jnp.asarray(ABSENT) for keys, leaf in with_paths(params)]
@@ -193,9 +215,10 @@ def map_updates(
 ) -> tuple[Any, tuple[Any, ...]]:
     """Map `function(at, update, *leaves) -> (update, *leaves)` over the trained leaves of updates and of a state's trees.
 
-    Without trees of a state, the leaves are those whose param is trained. A leaf whose update is `None` stays as it is, unless
-    `always`. A leaf that is not trained gets an update of zeros in the dtype of its param, so that `optax.apply_updates` leaves
-    it unchanged. Trees that do not match raise ValueError with the path of the first leaf that differs.
+    Without trees of a state, the leaves are those whose param is trained. A leaf whose update is `None` stays as it is,
+    unless `always`. A leaf that is not trained gets an update of zeros in the dtype of its param, so that
+    `optax.apply_updates` leaves it unchanged. Trees that do not match raise ValueError with the path of the first leaf that
+    differs.
     """
     flat, treedef = with_paths(updates, _is_leaf), jax.tree.structure(updates, is_leaf=_is_leaf)
     rows = [_matching(tree, updates, treedef, "params given to init") for tree in columns]

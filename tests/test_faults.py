@@ -74,7 +74,7 @@ def test_the_host_can_read_that_it_is_stuck():
     adam_jax.raise_if_stuck(state)
     with pytest.raises(ValueError, match="max_consecutive must be a whole number >= 1, got 0"):
         adam_jax.skip_nonfinite(optax.sgd(1.0), 0)
-    with pytest.raises(TypeError, match="tx must be an Optax transformation, with init and update, got 0.001"):
+    with pytest.raises(TypeError, match=r"tx must be an Optax transformation, with init and update, got 0\.001"):
         adam_jax.skip_nonfinite(1e-3)
     with pytest.raises(ValueError, match="state must hold a SkipNonfiniteState, got none: wrap the transformation"):
         adam_jax.raise_if_stuck(optax.sgd(1.0).init(PARAMS))

@@ -68,8 +68,8 @@ def _tree(name: str, factor: float) -> dict[str, Any]:
 def _played(name: str) -> tuple[Any, Any, Any]:
     """Two steps: the updates of the second, and the types of the state before and after."""
     params, gradients, tx = _tree(name, 1.0), _tree(name, 0.5), ALL[name].make()
-    state = tx.init(params)
-    types, update, updates = jax.tree.map(lambda x: x.dtype, state), jax.jit(tx.update), None
+    updates, state = gradients, tx.init(params)
+    types, update = jax.tree.map(lambda x: x.dtype, state), jax.jit(tx.update)
     for _ in range(2):
         updates, state = update(gradients, state, params)
     return updates, types, jax.tree.map(lambda x: x.dtype, state)

@@ -171,7 +171,7 @@ def test_a_restart_leaves_schedules_and_averages_alone_and_can_choose():
     assert [int(x) for x in jax.tree.leaves(new["second"]) if x.dtype == jnp.int32] == [0, 5, 5]
     with pytest.raises(ValueError, match=r"where must be part of the path of a ScaleByAdamState .*'first'.*, got 'third'"):
         restart(state, where="third")
-    with pytest.raises(ValueError, match="state must hold a ScaleByAdamState or .*, got none: pass the state of a chain"):
+    with pytest.raises(ValueError, match=r"state must hold a ScaleByAdamState or .*, got none: pass the state of a chain"):
         restart(optax.adam(1.0).init(params))
 
 

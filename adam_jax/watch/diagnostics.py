@@ -17,8 +17,9 @@ import optax
 from jax.typing import ArrayLike
 
 from adam_jax import checks, clock, norms, trees
+from adam_jax.choices import StoragePerLeaf
 from adam_jax.faults import SkipNonfiniteState
-from adam_jax.transforms import Decay, ScaleByAdamState, ScaleByAmsgradState, StoragePerLeaf
+from adam_jax.transforms import Decay, ScaleByAdamState, ScaleByAmsgradState
 from adam_jax.watch.leaves import WatchedLeaf, watched_leaves
 from adam_jax.watch.sums import SNR_EDGES, Sums, ToSteps, add, leaf_sums
 
@@ -201,8 +202,9 @@ def watch_adam(
         node = trees.only(state, _ADAMS, where, "pass the state of a chain with scale_by_adam or its family")
         norm, last = _norm_of(node, p), jnp.maximum(jnp.asarray(node.count) - 1, 0)
         rate1, rate2 = (jnp.asarray(clock.complement(clock.at(b, last)), jnp.float32) for b in (b1, b2))
-        full = clock.Tick(rate2, 1.0, norm.rate(rate2), 1.0)  # a step of an average that has long been full
-        spike = rate1 * clock.corrected_rate(1.0, norm.shares(full)[1])  # the gradient is non-zero at one step only
+        spike = rate1 * clock.corrected_rate(
+            1.0, norm.shares(norm.full(rate2))[1]
+        )  # the gradient is non-zero at one step only
         bound, supremum = jnp.maximum(1.0, spike), norm.largest_ratio(rate1, rate2)
         alpha = jnp.asarray(clock.at(learning_rate, last), jnp.float32)
         mu_weight, nu_weight = _weights(node, rate1, rate2)
