@@ -290,7 +290,7 @@ def test_an_unknown_argument_is_answered_with_the_one_meant():
         (lambda: adam_jax.adam().update(jnp.ones(1), optax.adam(0.1).init(jnp.ones(1))), "got Optax's ScaleByAdamState: "),
         (
             lambda: optax.inject_hyperparams(adam_jax.adam)(1e-3).init(jnp.ones(2, jnp.bfloat16)),
-            "got bfloat16: pass a Python number or a float32 array, and to optax.inject_hyperparams hyperparam_dtype=jnp.float32",
+            "got bfloat16: pass a Python number or a float32 array, and to optax.inject_hyperparams hyperparam_dtype",
         ),
     ],
 )
