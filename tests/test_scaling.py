@@ -83,6 +83,6 @@ def test_bias_correction_of_a_first_moment_alone_is_one_over_its_weight():
 def test_a_schedule_in_place_of_a_number_needs_a_state_with_a_count(make: Any):
     g = jnp.ones(2)
     with pytest.raises(
-        TypeError, match="state must be that of a .* on a schedule, got EmptyState.*: .* was a number at init"
+        TypeError, match=r"state must be that of a .* on a schedule, got EmptyState.*: .* was a number at init"
     ):
         make(optax.constant_schedule(0.1)).update(g, make(0.1).init(g), g)
