@@ -18,7 +18,7 @@ import numpy as np
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_INJECTED = "pass a Python number, or to optax.inject_hyperparams hyperparam_dtype=jnp.float32"
+_INJECTED = "pass a Python number or a float32 array, and to optax.inject_hyperparams hyperparam_dtype=jnp.float32"
 _LARGEST = float(np.finfo(np.float32).max)
 _MEANT = {  # as other libraries and earlier versions call them
     "lr": "learning_rate",

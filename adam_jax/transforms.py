@@ -145,7 +145,7 @@ def scale_by_norm(
         next_rate = clock.complement(clock.at(b1, clock.next_count(count)))
         after = clock.tick(next_rate, m.weight, 1, corrected=correct_mu) if nesterov else m
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
-        k = _Scalars(m, v, after, eps * scale)
+        k = _Scalars(m, v, after, jnp.asarray(eps, jnp.result_type(m.weight)) * scale)
         limits = _limits(norm, codes, k, count) if choice.narrow else Limits()
         if choice.narrow:  # where nothing is kept, there are no windows
             codes = codes._replace(windows=jnp.where(jnp.asarray(count) <= 0, 0, codes.windows))
@@ -241,7 +241,8 @@ def _look_ahead(m: jax.Array, g: jax.Array, k: _Scalars, bounded: Callable[[jax.
 
 def _limits(norm: Norm, held: Codes, k: _Scalars, count: jax.Array) -> Limits:
     """What bounds the first moment after a step, whatever the gradients and the decays were, and the codes for it."""
-    before = jnp.where(count <= 0, 0.0, held.bound.astype(jnp.result_type(k.m.weight)))
+    cast = functools.partial(_cast, jnp.result_type(k.m.weight))
+    norm, before = jax.tree.map(cast, norm), jnp.where(count <= 0, 0.0, cast(held.bound))
     constant = norm.largest_ratio(k.m.rate, k.v.rate)
     bound = norm.next_ratio(before, k.m.moved, k.v)
     bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant))

@@ -94,3 +94,46 @@ def test_a_count_of_zero_starts_the_average_anew():
     np.testing.assert_array_equal(adam_jax.averaged_params(state, params), params)
     _, state = tx.update(jnp.full(1, 2.0), state, params)
     np.testing.assert_array_equal(adam_jax.averaged_params(state, params), 3.0)
+
+
+def test_averages_in_two_groups_of_a_partition_are_read_one_after_the_other():
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    group = optax.chain(optax.sgd(1.0), adam_jax.average_params(0.5))
+    tx = optax.partition({"x": group, "y": group}, {"a": "x", "b": "y"})
+    _, state = tx.update({"a": jnp.ones(1), "b": jnp.full(1, 2.0)}, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"holds 2 AverageParamsStates: choose one with where=, part of one of .*'x'.*'y'"):
+        adam_jax.averaged_params(state, params)
+    average = adam_jax.averaged_params(state, params, where="'x'")
+    assert (average["a"], average["b"]) == (-1.0, 0.0)  # what is not in the group is the params' own
+    average = adam_jax.averaged_params(state, average, where="'y'")
+    assert (average["a"], average["b"]) == (-1.0, -2.0)
+    with pytest.raises(ValueError, match=r"where must be part of the path of an AverageParamsState .*'x'.*, got 'z'"):
+        adam_jax.averaged_params(state, params, where="z")
+    with pytest.raises(TypeError, match="where must be a string, part of a path in the state, got 0"):
+        adam_jax.averaged_params(state, params, where=0)
+
+
+def test_params_of_other_shapes_than_the_average_are_refused_with_the_leaf():
+    state = adam_jax.average_params().init({"w": jnp.ones(1)})
+    with pytest.raises(ValueError, match=r"params must have the average's shape \(1,\) at \['w'\], got \(5,\)"):
+        adam_jax.averaged_params(state, {"w": jnp.ones(5)})
+
+
+@pytest.mark.parametrize("residual", [0, 8, 16])
+def test_inside_in_float32_it_is_the_average_of_the_float32_weights(residual: int):
+    def run(wrap, params):
+        tx = wrap(optax.chain(optax.sgd(1e-4), adam_jax.average_params(0.9)))
+        state, update = tx.init(params), jax.jit(tx.update)
+        for _ in range(20):
+            updates, state = update(jnp.ones(2000, jnp.float32), state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    params, state = run(lambda tx: adam_jax.in_float32(tx, residual), jnp.ones(2000, jnp.bfloat16))
+    average = adam_jax.averaged_params(state, adam_jax.master_params(state, params))
+    exact = adam_jax.averaged_params(*run(lambda tx: tx, jnp.ones(2000))[::-1])
+    assert average.dtype == jnp.float32
+    if residual == 16:
+        np.testing.assert_array_equal(average, exact)
+    else:  # right on average: weights are 2^-8 or 2^-16 apart
+        np.testing.assert_allclose(average.mean(), exact.mean(), atol=2e-4 if residual == 0 else 1e-6)

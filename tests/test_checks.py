@@ -275,3 +275,25 @@ def test_an_unknown_argument_is_answered_with_the_one_meant():
             recipe(1.0, **{name: 0.1})
     with pytest.raises(TypeError, match="'nu_dtype': its arguments are learning_rate, b1"):
         recipe(1.0, nu_dtype=None)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: adam_jax.scale_by_adam(epsilon=1e-8), r"scale_by_adam\(\) has no argument 'epsilon': did you mean eps\?"),
+        (lambda: adam_jax.scale_by_adamax(betas=(0.9, 0.99)), r"has no argument 'betas': did you mean b1 and b2\?"),
+        (lambda: adam_jax.adamw(lr=1e-3), r"adamw\(\) has no argument 'lr': did you mean learning_rate\?"),
+        (lambda: adam_jax.adamw(1e-3, wd=0.1), r"has no argument 'wd': did you mean weight_decay\?"),
+        (lambda: adam_jax.adam(state_dtype="int8"), r"has no argument 'state_dtype': did you mean storage\?"),
+        (lambda: adam_jax.in_float32(1e-3), "tx must be an Optax transformation, with init and update, got 0.001$"),
+        (lambda: adam_jax.skip_nonfinite(adam_jax.adam), "tx must be an Optax transformation, .*: call it$"),
+        (lambda: adam_jax.adam().update(jnp.ones(1), optax.adam(0.1).init(jnp.ones(1))), "got Optax's ScaleByAdamState: "),
+        (
+            lambda: optax.inject_hyperparams(adam_jax.adam)(1e-3).init(jnp.ones(2, jnp.bfloat16)),
+            "got bfloat16: pass a Python number or a float32 array, and to optax.inject_hyperparams hyperparam_dtype",
+        ),
+    ],
+)
+def test_the_one_who_reads_an_error_learns_what_to_do(call: Callable[[], object], message: str):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()

@@ -106,3 +106,19 @@ def test_skipping_works_in_scan_and_vmap():
         return jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(jnp.zeros(())), gs)[1]
 
     np.testing.assert_allclose(jax.jit(jax.vmap(play))(gradients), [[-0.1, 0.0, -0.1], [-0.1, -0.1, 0.0]], rtol=1e-6)
+
+
+def test_of_several_the_one_that_is_stuck_is_named_and_one_can_be_asked_about():
+    tx = optax.named_chain(
+        ("a", adam_jax.skip_nonfinite(optax.sgd(1.0))), ("b", adam_jax.skip_nonfinite(optax.scale(jnp.inf), 1))
+    )
+    tx = optax.named_chain(("first", tx), ("then", adam_jax.skip_nonfinite(optax.sgd(1.0), 1)))
+    _, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+    adam_jax.raise_if_stuck(state, where="'first'")
+    with pytest.raises(FloatingPointError, match=r"not finite for 1 step \(1 in all\) at \['then'\]"):
+        adam_jax.raise_if_stuck(state)
+    _, state = tx.update(jnp.ones(2), state)
+    with pytest.raises(FloatingPointError, match=r"not finite for 2 steps in a row \(2 in all\) at \['then'\]"):
+        adam_jax.raise_if_stuck(state, where="then")
+    with pytest.raises(ValueError, match=r"where must be part of the path of a SkipNonfiniteState .*'first'.*, got 'last'"):
+        adam_jax.raise_if_stuck(state, where="last")

@@ -1,5 +1,7 @@
 """What stands around Adam in a chain: clipping, learning rates, weight decay."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,3 +77,12 @@ def test_bias_correction_of_a_first_moment_alone_is_one_over_its_weight():
     for _ in range(20):
         updates, state = jax.jit(tx.update)(jnp.ones(1), state)
         np.testing.assert_allclose(updates, 1.0, rtol=2e-6)
+
+
+@pytest.mark.parametrize("make", [adam_jax.scale_by_learning_rate, adam_jax.add_decayed_weights])
+def test_a_schedule_in_place_of_a_number_needs_a_state_with_a_count(make: Any):
+    g = jnp.ones(2)
+    with pytest.raises(
+        TypeError, match=r"state must be that of a .* on a schedule, got EmptyState.*: .* was a number at init"
+    ):
+        make(optax.constant_schedule(0.1)).update(g, make(0.1).init(g), g)
