@@ -26,6 +26,12 @@ def test_the_first_corrected_rate_is_exactly_one():
         assert clock.corrected_rate(rate, weight) == 1
 
 
+def test_nothing_weighed_has_a_rate_of_zero_and_not_an_infinite_one():
+    for weight in (0.0, jnp.float32(0)):
+        assert clock.corrected_rate(0.1, weight) == 0
+    assert jax.grad(lambda rate: clock.corrected_rate(rate, jnp.float32(0)))(0.1) == 0
+
+
 def test_the_corrected_average_is_the_raw_one_over_its_weight():
     values = np.random.default_rng(0).normal(size=50)
     raw = weight = 0.0

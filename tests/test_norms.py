@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adam_jax import clock, moments, norms
+import adam_jax
+from adam_jax import clock, moments, norms, storage
 
 STEPS = 60
 SCHEDULES = {
@@ -147,3 +148,19 @@ def test_gradients_come_as_near_to_the_bound_as_rounding_allows_and_no_nearer(na
     bound = _bounds(norm, decays)[-1]
     assert float(m) <= bound * float(norm.size(nus, second)) * (1 + 1e-4)
     assert float(m) >= bound * float(norm.size(nus, second)) * (1 - 4e-3)
+
+
+@pytest.mark.parametrize("how", ["bfloat16", storage.int8(smallest=0)], ids=["bfloat16", "int8"])
+def test_a_norm_of_ones_own_is_bounded_in_few_bits_as_in_float32(how):
+    n, limit = 256, float(Cube().largest_ratio(jnp.float32(0.1), jnp.float32(0.01)))
+    grow = (0.99 / 0.9) ** 0.5  # Hölder's worst case: gradients grow by (b2 / b1)^(1 / (p - 1)) a step
+    gradients = jnp.asarray(grow ** (np.arange(400.0) - 400), jnp.float32)[:, None] * jnp.ones(n)
+    updates = []
+    for storage_ in (how, None):
+        tx = adam_jax.scale_by_norm(Cube(), 0.9, 0.99, 0.0, storage=storage_)
+        play = jax.jit(lambda g, tx=tx: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(g[0]), g)[1])
+        updates.append(np.asarray(play(gradients)))
+    narrow, exact = updates
+    assert narrow.max() <= limit * (1 + 1e-5)
+    assert exact[-1].max() > 0.97 * limit  # it is attained
+    assert narrow[-1].mean() > 0.85 * limit

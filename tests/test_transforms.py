@@ -1,6 +1,7 @@
 """Adam, AdaMax, L^p and AMSGrad against the paper in longdouble."""
 
 import functools
+import inspect
 import math
 
 import jax
@@ -193,6 +194,13 @@ def test_nadam_with_momentum_on_a_schedule_is_dozats_algorithm_2():
     assert error(adam_jax.scale_by_adam(schedule, nesterov=True), gradients, np.array(expected)) <= 24
     by_oracle = reference.adam(gradients, lambda t: float(mu[t]), nesterov=True)
     np.testing.assert_allclose(by_oracle.astype(float), np.array(expected).astype(float), rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", ["scale_by_norm", "scale_by_adam", "scale_by_lp", "scale_by_amsgrad", "scale_by_adamax"])
+def test_defaults_are_the_papers(make: str):
+    defaults = inspect.signature(getattr(adam_jax, make)).parameters
+    assert (defaults["b1"].default, defaults["b2"].default) == (0.9, 0.999)
+    assert defaults["eps"].default == (0.0 if make == "scale_by_adamax" else 1e-8)  # Algorithm 2 has none
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
