@@ -6,19 +6,22 @@ The map, from the arithmetic up:
 
 * `moments`: the paper's arithmetic on one array. `clock`: how much an average weighs (Section 3).
 * `norms`: what divides the step. `storage`, `codes`, `rounding`: how the moments of a leaf are kept between steps.
-* `transforms`: the step, once, over pytrees; `optimizers`: chains of it, with Optax's signatures.
+* `transforms`: the step, once, over pytrees; `family`: its members; `optimizers`: chains of them, with Optax's signatures.
 * `scaling`, `averaging`, `faults`, `low_precision`: what stands around it in a chain. `checks`, `trees`: what is said when
   settings and trees are wrong.
-* `surgery`: moments read and written. `tables`: embedding tables, at the cost of the rows touched. `watch`: what Adam is
-  doing, read from its state, in files and pictures. `online`: the game of Section 4.
-* `shardings`, `checkpoints`, `interop`: where a state lives, what a saved one means, and states of other frameworks.
+* Imported when they are first asked for: `tables`, embedding tables at the cost of the rows touched; `watch`, what Adam is
+  doing, read from its state; `surgery`, moments read and written; `shardings`, where a state lives; `checkpoints`, what a
+  saved state means; `interop`, states of other frameworks; `online`, the game of Section 4.
 * `paper`, `bench`: the paper's experiments and comparisons, on the command line; never imported from here.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from adam_jax import ctrl_c as ctrl_c
 from adam_jax.averaging import AverageParamsState, average_params, averaged_params
+from adam_jax.choices import state_bytes
+from adam_jax.family import scale_by_adam, scale_by_adamax, scale_by_amsgrad, scale_by_lp
 from adam_jax.faults import SkipNonfiniteState, raise_if_stuck, skip_nonfinite
 from adam_jax.low_precision import InFloat32State, in_float32, master_params, set_master_params
 from adam_jax.optimizers import adam, adamax, adamaxw, adamw, amsgrad, nadam, nadamw
@@ -30,16 +33,8 @@ from adam_jax.scaling import (
     scale_by_bias_correction,
     scale_by_learning_rate,
 )
-from adam_jax.storage import Storage, state_bytes
-from adam_jax.transforms import (
-    ScaleByAdamState,
-    ScaleByAmsgradState,
-    scale_by_adam,
-    scale_by_adamax,
-    scale_by_amsgrad,
-    scale_by_lp,
-    scale_by_norm,
-)
+from adam_jax.storage import Storage
+from adam_jax.transforms import ScaleByAdamState, ScaleByAmsgradState, scale_by_norm
 from adam_jax.trees import label_by_path
 
 if TYPE_CHECKING:
@@ -51,6 +46,7 @@ if TYPE_CHECKING:
     from adam_jax import tables as tables
     from adam_jax import watch as watch
 
+__version__ = "0.1.0"
 __all__ = [
     "AverageParamsState",
     "InFloat32State",
@@ -87,22 +83,13 @@ __all__ = [
     "state_bytes",
 ]
 
-_LATER = (
-    "checkpoints",
-    "interop",
-    "online",
-    "shardings",
-    "surgery",
-    "tables",
-    "watch",
-)  # imported when they are first asked for
+# imported when they are first asked for
+_LATER = ("checkpoints", "interop", "online", "shardings", "surgery", "tables", "watch")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"adam_jax.{name}")
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("adam_jax")
     raise AttributeError(f"module 'adam_jax' has no attribute {name!r}")
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import importlib
-import importlib.metadata
 import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+
+import adam_jax
 
 COMMANDS = {"paper": "adam_jax.paper.command", "bench": "adam_jax.bench.command"}
 USAGE = """usage: python -m adam_jax paper FIGURE [options]   reproduce an experiment of the paper (FIGURE: list shows them)
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help", "--version"):
-        print(USAGE if argv[0] != "--version" else f"adam_jax {importlib.metadata.version('adam_jax')}")
+        print(USAGE if argv[0] != "--version" else f"adam_jax {adam_jax.__version__}")
         return 0
     if not argv or argv[0] not in COMMANDS:
         got = f"got {argv[0][:40]!r}" if argv else "got none"

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -67,8 +68,7 @@ def average_params(decay: ArrayLike | optax.Schedule = 0.999) -> optax.GradientT
         t = clock.tick(clock.complement(clock.at(decay, state.count)), state.weight, state.count)
 
         def step(at: trees.At, u: ArrayLike | None, a: jax.Array) -> tuple[ArrayLike | None, jax.Array]:
-            p = jnp.asarray(at.param)
-            moved = (p if u is None else (p + u).astype(p.dtype)).astype(a.dtype)
+            moved = _applied(jnp.asarray(at.param), u).astype(a.dtype)
             a = jnp.where(state.count <= 0, 0.0, a)
             return u, moments.average(a, moved, jnp.asarray(t.moved, jnp.finfo(a.dtype).dtype))
 
@@ -91,7 +91,8 @@ def averaged_params(state: Any, params: Any, *, where: str | None = None) -> Any
         A tree like `params`; leaves that are not trained are the params' own.
 
     Raises:
-        ValueError: if the state holds no `AverageParamsState`, or several and `where` does not choose one.
+        ValueError: if the state holds no `AverageParamsState`, or several and `where` does not choose one; for params of
+            other shapes.
 
     Example:
         >>> params = {"w": jnp.ones(1), "steps": 3}
@@ -102,7 +103,19 @@ def averaged_params(state: Any, params: Any, *, where: str | None = None) -> Any
     average, weight, count = trees.only(state, AverageParamsState, where, advice)
     begun = (weight > 0) & (count > 0)
 
-    def read(a: jax.Array, p: ArrayLike) -> ArrayLike:
-        return p if trees.is_absent(a) else jnp.where(begun, a.astype(jnp.result_type(p)), p)
+    def read(keys: Any, a: jax.Array, p: ArrayLike) -> ArrayLike:
+        if trees.is_absent(a):
+            return p
+        if np.shape(p) != np.shape(a):
+            raise ValueError(f"params must have the average's shape {a.shape} at {trees.At(keys)}, got {np.shape(p)}")
+        return jnp.where(begun, a.astype(jnp.result_type(p)), p)
 
-    return jax.tree.map(read, average, params, is_leaf=trees.is_absent)
+    return jax.tree_util.tree_map_with_path(read, average, params, is_leaf=trees.is_absent)
+
+
+def _applied(p: jax.Array, u: ArrayLike | None) -> jax.Array:
+    """The param after its update, as `optax.apply_updates` rounds it."""
+    if u is None:
+        return p
+    wide = moments.accumulator_dtype(p.dtype, jnp.result_type(u))
+    return (p.astype(wide) + jnp.asarray(u, wide)).astype(p.dtype)

@@ -18,6 +18,7 @@ import numpy as np
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_INJECTED = "pass a Python number, or to optax.inject_hyperparams hyperparam_dtype=jnp.float32"
 _LARGEST = float(np.finfo(np.float32).max)
 _MEANT = {  # as other libraries and earlier versions call them
     "lr": "learning_rate",
@@ -28,6 +29,9 @@ _MEANT = {  # as other libraries and earlier versions call them
     "beta_1": "b1",
     "beta_2": "b2",
     "epsilon": "eps",
+    "wd": "weight_decay",
+    "dtype": "storage",
+    "state_dtype": "storage",
     "nu_dtype": "storage",
     "root": "storage",
 }
@@ -121,7 +125,8 @@ def function(name: str, value: Any) -> None:
 def transformation(name: str, value: Any) -> None:
     """An Optax transformation."""
     if isinstance(value, type) or not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
-        raise TypeError(f"{name} must be an Optax transformation, with init and update, got {_shown(value)}")
+        hint = ": call it" if callable(value) else ""
+        raise TypeError(f"{name} must be an Optax transformation, with init and update, got {_shown(value)}{hint}")
 
 
 def did_you_mean(wrapped: Callable[P, T]) -> Callable[P, T]:
@@ -153,9 +158,9 @@ def _value(name: str, value: Any, wanted: str = "a number, an array or a schedul
         dtype, shape = value.dtype, np.shape(value)
         real = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
         if not real or dtype == np.longdouble != np.float64:
-            raise TypeError(f"{name} must be {wanted} of a real dtype that JAX has, got {dtype}: pass a Python number")
+            raise TypeError(f"{name} must be {wanted} of a real dtype that JAX has, got {dtype}: {_INJECTED}")
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
-            raise ValueError(f"{name} must be float32 or wider, got {dtype}: pass a Python number or a float32 array")
+            raise ValueError(f"{name} must be float32 or wider, got {dtype}: {_INJECTED}")
         if shape:
             raise ValueError(
                 f"{name} must be one number, got an array of shape {shape}: optax.partition gives leaves their own"

@@ -9,6 +9,11 @@ The paper keeps m_t = b m_{t-1} + (1 - b) g_t and divides by 1 - b^t afterwards.
 In exact arithmetic nothing changes. In float32 much does: a constant gradient is reproduced to the last bit at every step
 and every decay, a decay that changes from step to step is still corrected exactly, and no small error in w_t can bias a
 long run, because it only reweighs the average. Without correction the rate is 1 - b and the average is the raw m_t.
+
+What float32 cannot do is come all the way to a new constant: an average stops where its next move is below half its spacing,
+up to 2^-24 / (1 - b) of its value away, 6e-5 at b = .999 and 6e-3 at .99999. A step is then off by half of that where v is
+kept, by all of it where its root is. Any float32 average stops so, Optax's too; a dither, as the weight has, would be
+arithmetic for each element. float64 params do not: their moments are float64.
 """
 
 from collections.abc import Callable
@@ -18,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from adam_jax.moments import accumulator_dtype, average
+from adam_jax.moments import accumulator_dtype, average, power_of_two
 
-__all__ = ["Tick", "at", "complement", "corrected_rate", "running_weight", "tick"]
+__all__ = ["Tick", "at", "complement", "corrected_rate", "next_count", "running_weight", "tick"]
 
 
 class Tick(NamedTuple):
@@ -63,15 +68,25 @@ def running_weight(weight: jax.Array, rate: ArrayLike, count: ArrayLike) -> jax.
     """The weight of an average after one more step, w + rate (1 - w): 1 - b^t at a constant decay.
 
     Near one, the increments of w fall below float32's spacing long before w arrives: rounded to nearest, it would stop at
-    1 - 3e-5 for b = .999. Above one half they are therefore rounded up in the share of steps that makes them right on
-    average, with the golden-ratio sequence of the count in place of chance.
+    1 - 3e-5 for b = .999; for b = 1 - 1e-7 it would be off by 2 % on its way to one half. Above one half, and where they are
+    that small, they are therefore rounded up in the share of steps that makes them right on average, with the golden-ratio
+    sequence of the count in place of chance.
     """
     plain = average(weight, 1.0, rate).astype(weight.dtype)
-    spacing = jnp.finfo(weight.dtype).eps / 2  # between one half and one
+    info = jnp.finfo(weight.dtype)
+    spacing = power_of_two(jnp.maximum(weight, info.tiny / info.eps))[0] * info.eps
     golden = (jnp.asarray(count).astype(jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 8
     steps = jnp.floor(rate * (1.0 - weight) / spacing + golden.astype(weight.dtype) * 2.0**-24)
     dithered = jnp.minimum(weight + spacing * steps.astype(weight.dtype), 1.0)
-    return jnp.where(weight < 0.5, plain, plain + jax.lax.stop_gradient(dithered - plain))
+    nearest = (weight < 0.5) & (steps > 4096)  # off by 1e-4 of a step at most
+    return jnp.where(nearest, plain, plain + jax.lax.stop_gradient(dithered - plain))
+
+
+def next_count(count: ArrayLike) -> jax.Array:
+    """One more; after int32's largest number 2^16 less, so that it stays large and draws, which it makes, go on."""
+    count = jnp.asarray(count)
+    largest = jnp.iinfo(count.dtype).max
+    return jnp.where(count == largest, largest - (2**16 - 1), count + 1).astype(count.dtype)
 
 
 def corrected_rate(rate: ArrayLike, weight: ArrayLike) -> jax.Array:

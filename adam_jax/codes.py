@@ -17,8 +17,6 @@ is zero and NaN is NaN. Every pattern is an ordinary number, so that compilers s
 be written in place beside those of 32 on TPU.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +29,6 @@ __all__ = [
     "encode_ratio",
     "encode_root",
     "extremes",
-    "manual_axes",
     "pack",
     "raised",
     "ratios",
@@ -104,7 +101,7 @@ def unpack(packed: jax.Array, most: ArrayLike = 255) -> tuple[jax.Array, jax.Arr
 
 
 def raised(s: jax.Array, window: jax.Array) -> jax.Array:
-    """Roots, those below the window's lowest number raised to it; as integers, for then a kernel on TPU needs a scalar less."""
+    """Roots, those below the window's lowest number raised to it: as integers, which saves a kernel on TPU a scalar."""
     return _number(jnp.maximum(_pattern(s), window[0] << 23))
 
 
@@ -158,14 +155,7 @@ def extremes(packed: jax.Array) -> jax.Array:
 
     axes = tuple(range(packed.ndim))
     top, bottom = jax.lax.platform_dependent(packed, cpu=fields, tpu=apart, default=pair)
-    shards = manual_axes(packed)  # inside `shard_map` too, a window is that of the whole leaf
-    return jnp.stack([jax.lax.pmax(top, shards), jax.lax.pmin(bottom, shards)] if shards else [top, bottom])
-
-
-def manual_axes(x: jax.Array) -> tuple[str, ...]:
-    """The mesh axes along which a shard inside `shard_map` differs from others; none where `check_vma=False` hides them."""
-    kind: Any = jax.typeof(x)
-    return tuple(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)  # jax 0.8 to 0.9: vma
+    return jnp.stack([top, bottom])
 
 
 def _pattern(x: jax.Array) -> jax.Array:

@@ -106,16 +106,17 @@ def raise_if_stuck(state: Any, *, where: str | None = None) -> None:
         >>> raise_if_stuck(state)
         Traceback (most recent call last):
         ...
-        FloatingPointError: gradients were not finite for 1 steps in a row (1 in all)
+        FloatingPointError: gradients were not finite for 1 step (1 in all)
     """
     for path, skip in trees.every(state, SkipNonfiniteState, where, "wrap the transformation in skip_nonfinite").items():
         if jnp.any(skip.stuck):
-            often = f"{jnp.max(skip.consecutive)} steps in a row ({jnp.max(skip.total)} in all)"
-            raise FloatingPointError(f"gradients were not finite for {often}{path and ' at '}{path}")
+            at, row = f" at {path}" if path else "", int(jnp.max(skip.consecutive))
+            steps = "1 step" if row == 1 else f"{row} steps in a row"
+            raise FloatingPointError(f"gradients were not finite for {steps} ({jnp.max(skip.total)} in all){at}")
 
 
 def _all_finite(updates: Any) -> jax.Array:
-    """A sum of zeros, NaN where anything is not finite: XLA takes it and a norm in one pass, which it does not with booleans."""
+    """By a sum of zeros, NaN where anything is not finite: XLA takes that and a norm in one pass, and not booleans."""
     found = [jnp.sum(g * 0) == 0 for g in jax.tree.leaves(updates) if trees.is_trained(g)]
     return jnp.all(jnp.stack(found)) if found else jnp.ones([], bool)
 

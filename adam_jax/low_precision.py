@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from adam_jax import rounding, trees
+from adam_jax import checks, rounding, trees
 
 __all__ = ["InFloat32State", "in_float32", "master_params", "set_master_params"]
 
@@ -41,9 +41,9 @@ def in_float32(
     * `residual=8`, bfloat16: weights of 24 bits in 3 bytes, rounded to these without bias.
     * `residual=16`, bfloat16: the float32 run of `tx`, bit for bit, in 4 bytes (for weights from 3e-36 to 1e38).
 
-    Draws depend on the seed, the count, the leaf's path and the element's index (inside `shard_map`, that in the shard), so
-    replicas and shardings agree. Leaves of float32 and wider, infinities and NaN pass through; finite sums stay finite.
-    Derivatives are those of the mean: they pass a rounding as if it were not there.
+    Draws depend on the seed, the count, the leaf's path and the element's index in the whole leaf, so replicas and shardings
+    agree; shards inside `shard_map` are refused. Leaves of float32 and wider, infinities and NaN pass through; finite sums
+    stay finite. Derivatives are those of the mean: they pass a rounding as if it were not there.
 
     Everything that changes updates belongs into `tx`, and so do `inject_hyperparams`, which casts the learning rate to the
     gradients' dtype, `apply_if_finite`, and `average_params`, which averages the float32 weights there; what scales or clips
@@ -77,6 +77,7 @@ def in_float32(
         raise ValueError(f"residual must be 0, 8 or 16, the bits that are kept of each weight, got {residual!r}")
     if isinstance(seed, bool) or not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
         raise ValueError(f"seed must be an integer, got {seed!r}")
+    checks.transformation("tx", tx)
     inside = optax.with_extra_args_support(tx)
     allowed = (jnp.bfloat16,) if residual else (jnp.bfloat16, jnp.float16)
 
@@ -98,6 +99,7 @@ def in_float32(
                 return u, master, *low
             bits = None
             if residual < 16:
+                trees.check_whole(at, jnp.asarray(u))
                 bits = rounding.draws(at.param.shape, rounding.stream(seed, at.path), state.count)
             u, low = _rounded(jnp.asarray(u).astype(jnp.float32), at.param, master, low, bits)
             return u, master, *low

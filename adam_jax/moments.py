@@ -26,6 +26,8 @@ __all__ = [
     "lookahead",
     "lp_moment",
     "magnitude",
+    "power_of_two",
+    "quotient",
     "root",
     "root_plus",
     "root_second_moment",
@@ -39,11 +41,11 @@ __all__ = [
 ]
 
 
-def accumulator_dtype(dtype: DTypeLike) -> np.dtype:
-    """The dtype in which arrays of an inexact `dtype` are computed: float32 at least, complex stays complex."""
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
-    wide = jnp.issubdtype(dtype, jnp.complexfloating) or dtype == np.float64
-    return dtype if wide else np.dtype(np.float32)
+def accumulator_dtype(*dtypes: DTypeLike) -> np.dtype:
+    """The dtype in which arrays of inexact dtypes are computed together: float32 at least, complex stays complex."""
+    each = [np.dtype(jax.dtypes.canonicalize_dtype(dtype)) for dtype in dtypes]
+    # NumPy promotes what is left, also where JAX is told not to
+    return np.result_type(np.float32, *(dtype for dtype in each if dtype.kind == "c" or dtype == np.float64))
 
 
 def widened(x: ArrayLike) -> jax.Array:
@@ -133,7 +135,7 @@ def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike, *, coarse: b
     it.
     """
     a = magnitude(g)
-    power, inverse = _power_of_two(jnp.maximum(a, s))
+    power, inverse = power_of_two(jnp.maximum(a, s))
     x, y = inverse * a, inverse * s
     if coarse:
         y, x = y * y, x * x
@@ -176,7 +178,19 @@ def direction(m: jax.Array, size: jax.Array, eps: ArrayLike) -> jax.Array:
     """The step's direction m / (size + eps), and zero where size + eps is zero (Algorithm 1, last line)."""
     below = size + eps
     below = jnp.where(below < jnp.finfo(below.dtype).tiny, jnp.inf, below)
-    return each_part(lambda part: part / below, m)
+    return each_part(lambda part: quotient(part, below), m)
+
+
+@jax.custom_jvp
+def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A / b, whose derivatives, too, stay in range: without b^2, which is not where b is 1e20 or 1e-20."""
+    return a / b
+
+
+@quotient.defjvp
+def _quotient_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    ratio = quotient(*primals)
+    return ratio, quotient(tangents[0] - ratio * tangents[1], primals[1])
 
 
 def _parts(x: jax.Array) -> tuple[jax.Array, ...]:
@@ -191,7 +205,7 @@ def _over_larger(a: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return jnp.where(dead, 0.0, a / larger), jnp.where(dead, 0.0, s / larger), larger, dead
 
 
-def _power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest power of two that is not above x, and its inverse; for x = 0, zero and a large number."""
     info = jnp.finfo(x.dtype)
     unsigned = np.dtype(f"uint{info.bits}").type

@@ -22,6 +22,7 @@ from adam_jax.clock import Tick
 
 __all__ = ["Infinity", "Largest", "Maxima", "Norm", "Power", "Powers", "Root", "Roots", "Square", "Squares"]
 
+UNBOUNDED = 1e30  # where bounds stop growing, so that they stay numbers and come down when the decays do
 Nus = tuple[jax.Array, ...]
 
 
@@ -58,6 +59,12 @@ class Norm:
         squares: 1 where gradients are squared as they are, and so must saturate; else 0 (`moments.saturate`).
         exponent: the p of the norm.
         corrected: whether Section 3's correction applies.
+
+    Example:
+        >>> from adam_jax import scale_by_norm
+        >>> steps = [scale_by_norm(norm) for norm in (Square(), Root(), Infinity(), Power(3.0), Largest(Square()))]
+        >>> print(*(tx.update(jnp.array([-5.0]), tx.init(jnp.zeros(1)))[0] for tx in steps))
+        [-1.] [-1.] [-1.] [-1.] [-1.]
     """
 
     slots: int = 1
@@ -90,7 +97,7 @@ class Norm:
     def tick(self, b2_rate: ArrayLike, weight: ArrayLike, count: ArrayLike, *, corrected: bool = True) -> Tick:
         """The clock of the average; `rate` is 1 - b2 as it was given."""
         tick = clock.tick(self.rate(b2_rate), weight, count, corrected=corrected and self.corrected)
-        return tick._replace(rate=jnp.asarray(b2_rate, tick.weight.dtype))
+        return tick._replace(rate=jnp.asarray(b2_rate, jnp.result_type(tick.weight)))
 
     def full(self, b2_rate: ArrayLike) -> Tick:
         """The clock's step long after the first, when correction no longer matters."""
@@ -126,16 +133,16 @@ class Norm:
     def next_ratio(self, ratio: ArrayLike, moved: ArrayLike, t: Tick) -> jax.Array:
         """The most that |m| / s can be after a step, C' above, from the most that it was; m moves by `moved`."""
         kept, new = self.shares(t)
-        old = (1.0 - moved) * ratio * clock.corrected_rate(1.0, kept)
+        old = jnp.minimum((1.0 - moved) * ratio / jnp.maximum(kept, 1e-30), UNBOUNDED)  # kept is zero at b2 = 0
         fresh, q = moved * clock.corrected_rate(1.0, new), _conjugate(self.exponent)
         larger = jnp.maximum(jnp.maximum(old, fresh), 1e-30)
-        return larger * ((old / larger) ** q + (fresh / larger) ** q) ** (1.0 / q)
+        return jnp.minimum(larger * ((old / larger) ** q + (fresh / larger) ** q) ** (1.0 / q), UNBOUNDED)
 
     def largest_ratio(self, b1_rate: ArrayLike, b2_rate: ArrayLike) -> jax.Array:
         """The most that |m| / s can be at constant decays: the fixed point of `next_ratio`, infinite where there is none."""
         kept, new = self.shares(self.full(b2_rate))
         q = _conjugate(self.exponent)
-        ratio = (1.0 - b1_rate) * clock.corrected_rate(1.0, kept)
+        ratio = (1.0 - b1_rate) / jnp.maximum(kept, 1e-30)
         bounded = (ratio < 1.0) & (jnp.asarray(new) > 0)
         room = -jnp.expm1(q * jnp.log(jnp.where(bounded, jnp.maximum(ratio, 1e-30), 0.5)))
         return jnp.where(bounded, b1_rate * clock.corrected_rate(1.0, new) / room ** (1.0 / q), jnp.inf)
@@ -252,6 +259,9 @@ class Power(Norm):
     def size_scale(self, weight: ArrayLike) -> ArrayLike:
         return weight ** (1.0 / self.p)
 
+    def shares(self, t: Tick) -> tuple[ArrayLike, ArrayLike]:  # by b2 itself: 1 - moved is zero where p is large
+        return (1.0 - jnp.asarray(t.rate)) * t.kept ** (1.0 / self.p), t.moved ** (1.0 / self.p)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +303,8 @@ class Largest(Norm):
         return nu, jnp.maximum(nus[1], nu * self._of_raw(t))
 
     def size(self, nus: Nus, t: Tick) -> jax.Array:
-        return self.of.size((nus[1] * clock.corrected_rate(1.0, self._of_raw(t)),), t)
+        raw = jnp.asarray(self._of_raw(t))
+        return self.of.size((moments.quotient(nus[1], jnp.where(raw > 0, raw, 1.0)) if self.raw else nus[1],), t)
 
     def size_scale(self, weight: ArrayLike) -> ArrayLike:
         return self.of.size_scale(weight)

@@ -46,7 +46,7 @@ def stream(seed: ArrayLike, path: str) -> ArrayLike:
 def draws(shape: tuple[int, ...], stream: ArrayLike, count: ArrayLike) -> jax.Array:
     """32 uniform bits for each element at step `count`, an integer scalar; it may wrap.
 
-    `shape` is that of the whole array; under `shard_map`, where that is not known, of the shard.
+    `shape` is that of the whole array.
 
     Example:
         >>> pair = jnp.stack([draws((2,), stream(0, "w"), count) for count in (0, 1)])
@@ -57,7 +57,9 @@ def draws(shape: tuple[int, ...], stream: ArrayLike, count: ArrayLike) -> jax.Ar
     index = jnp.zeros(shape, jnp.uint32) if shape else stream
     for axis in reversed(range(len(shape))):
         along = jax.lax.iota(jnp.uint32, shape[axis]) * np.uint32(stride % 2**32)
-        along = along if axis else along + stream  # on TPU an array beside the kernel: so the stream is no operand of its own
+        along = (
+            along if axis else along + stream
+        )  # on TPU an array beside the kernel: so the stream is no operand of its own
         index += jax.lax.broadcast_in_dim(along, shape, (axis,))
         stride *= shape[axis]
     return draws_at(index, np.uint32(0), count)
@@ -89,7 +91,9 @@ def stochastic(x: jax.Array, bits: jax.Array, drop: int, rest: jax.Array | None 
     elif drop < 15:
         raised = _bits_of(_signed(bits >> np.uint32(16 - drop)) + _units(x, rest) >> 16)
     else:  # where that sum would not fit
-        raised = (bits >> np.uint32(32 - drop)) + _bits_of(_signed(bits << np.uint32(drop) >> np.uint32(16)) + _units(x, rest) >> 16)
+        raised = (bits >> np.uint32(32 - drop)) + _bits_of(
+            _signed(bits << np.uint32(drop) >> np.uint32(16)) + _units(x, rest) >> 16
+        )
     keep = np.uint32(2**32 - 2**drop)
     largest = EXPONENT - np.uint32(2**drop)  # of the numbers left; it, infinities and NaN are cut, not raised
     quiet = jnp.minimum(bare & ~keep, 1) << 22  # a NaN with no other bit stays one; the largest numbers have that bit

@@ -3,7 +3,6 @@
 Arithmetic is float32 at least and updates keep their dtype, whatever the dtype of a learning rate or a weight decay.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -109,12 +108,12 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtr
         del params, extra_args
         trained = [moments.widened(u) for u in jax.tree.leaves(updates) if trees.is_trained(u)]
         size = 2 * max(1, sum(u.size for u in trained))
-        widest = functools.reduce(jnp.promote_types, (u.real.dtype for u in trained), jnp.float32)
+        widest = moments.accumulator_dtype(*(u.real.dtype for u in trained))
         # one pass, and a form that XLA fuses into the reduction: clipping u itself would be written to memory first
         squares = (jnp.minimum(moments.squared(u), float(jnp.finfo(u.dtype).max) / size).sum() for u in trained)
         norm = moments.root(_sum([x.astype(widest) for x in squares]))
-        inside = norm <= max_norm
-        return _scale(jnp.where(inside, 1.0, max_norm / jnp.where(inside, 1.0, norm)), updates), state
+        most = jnp.asarray(max_norm, norm.dtype)
+        return _scale(jnp.where(norm <= most, 1.0, most / jnp.where(norm <= most, 1.0, norm)), updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
@@ -149,8 +148,8 @@ def scale_by_learning_rate(learning_rate: Scalar) -> optax.GradientTransformatio
         del params, extra_args
         if not callable(learning_rate):
             return _scale(-jnp.asarray(learning_rate), updates), state
-        updates = _scale(-jnp.asarray(learning_rate(state.count)), updates)
-        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+        count = _count("learning_rate", state)
+        return _scale(-jnp.asarray(learning_rate(count)), updates), optax.ScaleByScheduleState(optax.safe_increment(count))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -169,6 +168,7 @@ def add_decayed_weights(
 
     Raises:
         ValueError: from `update`, where the params are not given.
+        TypeError: from `init`, for a mask of strings.
 
     Example:
         >>> tx = add_decayed_weights(0.5)
@@ -184,9 +184,8 @@ def add_decayed_weights(
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args
-        if params is None and jax.tree.leaves(updates):
-            raise ValueError("weight decay needs the params: call update(gradients, state, params)")
-        amount = clock.at(weight_decay, state.count) if callable(weight_decay) else weight_decay
+        _need_params(updates, params)
+        amount = clock.at(weight_decay, _count("weight_decay", state)) if callable(weight_decay) else weight_decay
 
         def decay(at: trees.At, u: ArrayLike) -> tuple[jax.Array]:
             wide = moments.widened(u)
@@ -199,7 +198,21 @@ def add_decayed_weights(
         return updates, state
 
     tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    return tx if mask is None else optax.masked(tx, mask)
+    if mask is None:
+        return tx
+
+    def masked(params: Any) -> Any:  # Optax asks a mask about the gradients, of which some may be `None`
+        chosen = mask(params) if callable(mask) else mask
+        wrong = next((leaf for leaf in jax.tree.leaves(chosen) if isinstance(leaf, str)), None)
+        if wrong is not None:
+            raise TypeError(f"mask must hold True or False, got {wrong!r}: label_by_path({{'b$': False}}, True) makes one")
+        return optax.masked(tx, chosen)
+
+    def masked_update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        _need_params(updates, params)
+        return masked(params).update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(lambda params: masked(params).init(params), masked_update)
 
 
 def inverse_sqrt_decay(alpha: ArrayLike) -> optax.Schedule:
@@ -209,7 +222,7 @@ def inverse_sqrt_decay(alpha: ArrayLike) -> optax.Schedule:
         alpha: number or scalar > 0, the first step size.
 
     Returns:
-        A schedule of the count, float32.
+        A schedule of the count, float32 (float64 under `jax_enable_x64`).
 
     Raises:
         ValueError: for a negative alpha.
@@ -219,7 +232,24 @@ def inverse_sqrt_decay(alpha: ArrayLike) -> optax.Schedule:
         0.05
     """
     checks.at_least("alpha", alpha, 0.0)
-    return lambda count: alpha / jnp.sqrt(jnp.asarray(count) + 1.0)
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        root = jnp.sqrt(jnp.asarray(count, float) + 1.0)
+        return jnp.asarray(alpha, root.dtype) / root
+
+    return schedule
+
+
+def _need_params(updates: Any, params: Any) -> None:
+    if params is None and jax.tree.leaves(updates):
+        raise ValueError("weight decay needs the params: call update(gradients, state, params)")
+
+
+def _count(name: str, state: Any) -> jax.Array:
+    """The count of a schedule."""
+    if not isinstance(state, optax.ScaleByScheduleState):
+        raise TypeError(f"state must be that of a {name} on a schedule, got {state}: {name} was a number at init")
+    return jnp.asarray(state.count)
 
 
 def _scale(factor: ArrayLike, updates: Any) -> Any:

@@ -8,23 +8,32 @@ Narrow second moments are roots. The step taken is that of the moments as they a
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import checks, codes, moments, rounding, trees
+from adam_jax import checks, codes, moments, rounding, straight_through, trees
 from adam_jax.trees import At
 
-__all__ = ["Choice", "Code", "Codes", "Int8", "Kept", "Limits", "Storage", "StorageLike", "bfloat16", "int8", "state_bytes"]
+__all__ = [
+    "Code",
+    "Codes",
+    "Int8",
+    "Kept",
+    "Limits",
+    "Moving",
+    "Storage",
+    "bfloat16",
+    "first_codes",
+    "int8",
+]
 
 SMALLEST = 4096  # elements: smaller leaves stay float32 beside int8
 APART = 0x85EBCA6B  # odd, so that multiples of a sequence of draws are as even, and one hash serves all moments of a leaf
-NAMES = ("float32", "root", "bfloat16", "int8")
 Nus = tuple[jax.Array, ...]
 
 
@@ -38,10 +47,6 @@ class Int8Codes(NamedTuple):
 
 class OwnCodes(NamedTuple):
     """Marks the form of a state whose leaves are kept in codes of one's own."""
-
-
-class CodesByPath(NamedTuple):
-    """Marks the form of a state whose leaves are kept as a function of their path says."""
 
 
 class Kept(NamedTuple):
@@ -163,7 +168,7 @@ class Storage:
         """Of what is kept of first and second moments whose arithmetic is in `wide`."""
         first = self.first.dtype if isinstance(self.first, Code) else self.first or wide
         if jnp.issubdtype(wide, jnp.complexfloating) and not isinstance(self.first, Code):
-            first = jnp.promote_types(first, jnp.complex64)
+            first = moments.accumulator_dtype(first, jnp.complex64)
         return np.dtype(first), np.dtype(self.second.dtype if self.second else jnp.finfo(wide).dtype)
 
     def zero(self, moment: int, dtype: DTypeLike) -> jax.Array:
@@ -184,6 +189,11 @@ class Storage:
         mu, *nus = (jnp.where(empty, self.zero(i, x.dtype), x) for i, x in enumerate((kept.mu, *kept.nus)))
         return kept._replace(mu=mu, nus=tuple(nus))
 
+    def windows_of(self, nus: Nus) -> Any:
+        """`Kept.windows` for what is about to be kept of these second moments, found from themselves; () where none are."""
+        del nus
+        return ()
+
     def load(
         self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike = False
     ) -> tuple[jax.Array, Nus]:
@@ -194,8 +204,8 @@ class Storage:
         """
         del ratios
         kept = kept if empty is False else self.emptied(kept, empty)
-        mu = self.first.decode(kept.mu) if isinstance(self.first, Code) else kept.mu
-        nus = [self.second.decode(nu) if self.second else nu for nu in kept.nus]
+        mu = self.first.decode(straight_through.opened(kept.mu)) if isinstance(self.first, Code) else kept.mu
+        nus = [self.second.decode(straight_through.opened(nu)) if self.second else nu for nu in kept.nus]
         mu, nus = mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
         return mu if limit is None else self.bounded(mu, nus[0], limit), nus
 
@@ -204,13 +214,16 @@ class Storage:
 
         In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
         """
-        new = []
-        for i, (x, old) in enumerate(zip((m, *moving.advance(moving.g)), (kept.mu, *kept.nus), strict=True)):
+        exact, new, sealed = (m, *moving.advance(moving.g)), [], []
+        for i, (x, old) in enumerate(zip(exact, (kept.mu, *kept.nus), strict=True)):
             code = self.second if i else self.first
-            x = code.encode(x.astype(jnp.float32), moving.bits(i)) if isinstance(code, Code) else x
-            new.append(x.astype(old.dtype))
-        kept = Kept(new[0], tuple(new[1:]), jnp.zeros((len(kept.nus), 2), jnp.int32))
-        return kept, *self.load(kept, m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+            coded = isinstance(code, Code)
+            new.append((code.encode(x.astype(jnp.float32), moving.bits(i)) if coded else x).astype(old.dtype))
+            sealed.append(straight_through.sealed(new[i], x) if coded else new[i])
+        extremes = jnp.zeros((len(kept.nus), 2), jnp.int32)
+        m, nus = self.load(Kept(new[0], tuple(new[1:])), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+        m, *nus = straight_through.straight(exact, (m, *nus))
+        return Kept(sealed[0], tuple(sealed[1:]), extremes), m, tuple(nus)
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         """What is kept of given moments, rounded to nearest, in arrays like those of `kept`; with windows, not extremes."""
@@ -224,7 +237,7 @@ class Storage:
 
     def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
         """A first moment no larger than it can be for its size, which only rounding may have passed."""
-        return moments.within(m, size, limit) if self.narrow else m
+        return straight_through.straight(m, moments.within(m, size, limit)) if self.narrow else m
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,44 +266,51 @@ class Int8(Storage):
         dtype = (jnp.bfloat16, bool, jnp.int8)[moment]
         return jnp.asarray(trees.ABSENT) if moment == 1 else jnp.full_like(leaf, self.zero(moment, dtype), dtype=dtype)
 
+    def windows_of(self, nus: Nus) -> jax.Array:
+        every = jnp.array(codes.EVERY_OCTAVE, jnp.int32)
+
+        def window(s: jax.Array) -> jax.Array:
+            code = codes.encode_root(s.astype(jnp.float32), _half(s), every)
+            found = codes.extremes(codes.pack(code, jnp.zeros_like(code), jnp.float32(1.0)))
+            return jnp.tile(codes.coming_window(found, every, 1e-3), 2)
+
+        return jnp.stack([window(s) for s in nus])
+
     def load(
         self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike = False
     ) -> tuple[jax.Array, Nus]:
         # of the scalars that the kernel has anyway: with more of them than 19, XLA on TPU makes two kernels
         most = jnp.where(empty, 0, codes.step(ratios))
-        root, ratio, sign = codes.unpack(kept.mu, most)
+        root, ratio, sign = codes.unpack(straight_through.opened(kept.mu), most)
         more = [jnp.minimum(code, most) for code in _bytes(kept.nus[1:])]
         s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
         size = codes.decode_ratio(ratio, most)
-        mu = sign * (size if limit is None else jnp.minimum(size, limit)) * s[0]
+        mu = sign * (size if limit is None else jnp.minimum(size, jnp.asarray(limit, size.dtype))) * s[0]
         return mu.astype(wide), tuple(x.astype(jnp.finfo(wide).dtype) for x in s)
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
         old = (kept.mu, *(codes.pack(root, jnp.zeros_like(root), jnp.float32(1.0)) for root in _bytes(kept.nus[1:])))
         extremes = jnp.stack([codes.extremes(packed) for packed in old])
         moving, windows = moving._replace(count=_after(moving.count, extremes)), kept.windows[:, 2:]
-        sizes = [s.astype(jnp.float32) for s in moving.advance(moving.g)]
+        exact = (m, *moving.advance(moving.g))
+        sizes = [s.astype(jnp.float32) for s in exact[1:]]
         root, *more = (
             codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True))
         )
         ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
-        as_kept = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
-        return Kept(packed, nus, extremes), *as_kept
+        m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+        m, *sizes = straight_through.straight(exact, (m, *sizes))
+        return Kept(straight_through.sealed(packed, exact), nus, extremes), m, tuple(sizes)
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
-        sizes, half, windows, roots = [s.astype(jnp.float32) for s in nus], _half(m), [], []
-        for s in sizes:
-            window = jnp.array(codes.EVERY_OCTAVE, jnp.int32)
-            code = codes.encode_root(s, half, window)
-            found = codes.extremes(codes.pack(code, jnp.zeros_like(code), jnp.float32(1.0)))
-            windows.append(codes.coming_window(found, window, 1e-3))
-            roots.append(codes.encode_root(s, half, windows[-1]))
+        sizes, half, windows = [s.astype(jnp.float32) for s in nus], _half(m), self.windows_of(nus)
+        roots = [codes.encode_root(s, half, w) for s, w in zip(sizes, windows, strict=True)]
         ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(roots[0], codes.encode_ratio(ratio, half, ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in roots[1:]))
-        return Kept(packed, nus, jnp.stack([jnp.concatenate([w, w]) for w in windows]))
+        return Kept(packed, nus, windows)
 
 
 def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
@@ -308,7 +328,7 @@ def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
         >>> print(bfloat16().second.encode(x, bits))
         [1 1 1.00781 1.00781]
     """
-    code = _ROUNDED[np.dtype(jnp.bfloat16)]
+    code = ROUNDED[np.dtype(jnp.bfloat16)]
     checks.whole("smallest", smallest, 0)
     checks.whole("seed", seed, 0)
     return Storage(code, code, smallest, seed, Bfloat16Codes)
@@ -334,154 +354,6 @@ def int8(*, smallest: int = SMALLEST, seed: int = 0) -> Storage:
     return Int8(smallest=smallest, seed=seed)
 
 
-StorageLike = Literal["float32", "root", "bfloat16", "int8"] | Storage | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What the arguments `storage` and `mu_dtype` mean, resolved once; a function of the path is asked leaf by leaf.
-
-    Attributes:
-        storage: as given.
-        mu_dtype: as given.
-
-    Raises:
-        ValueError: for arguments that no leaf can be kept by.
-    """
-
-    storage: StorageLike | Callable[[str], StorageLike]
-    mu_dtype: DTypeLike | None = None
-
-    def __post_init__(self) -> None:
-        if self.storage is not None and self.mu_dtype is not None:
-            raise ValueError(
-                f"mu_dtype is for the first moment alone and must be None with storage, got mu_dtype={self.mu_dtype} and "
-                f"storage={self.storage!r}: storage says how both are kept"
-            )
-        if not self.by_path:
-            self._named(self.storage)
-
-    @property
-    def by_path(self) -> bool:
-        """Whether a function of the path chooses."""
-        return callable(self.storage) and not isinstance(self.storage, type)
-
-    @property
-    def rooted(self) -> bool:
-        """Whether second moments are kept as roots, in all leaves: beside narrow ones also where they are float32."""
-        return self.storage not in (None, "float32", Storage())
-
-    @property
-    def narrow(self) -> bool:
-        """Whether leaves may be narrow."""
-        return self.by_path or self._named(self.storage).narrow
-
-    @property
-    def codes(self) -> Any:
-        """The marker of the form of a state kept so."""
-        if self.by_path:
-            return CodesByPath()
-        return self._named(self.storage).marker() if self.narrow else ()
-
-    def new(self, at: At, leaf: Any) -> Storage:
-        """How a leaf of the params is going to be kept."""
-        storage = self._of(at)
-        if np.size(leaf) < storage.smallest:
-            return Storage()
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating) and storage.dtypes(np.complex64)[0].kind != "c":
-            raise ValueError(
-                f"{self._name} must be float32 for the complex leaf at {at}, got {self._got(at)}: keep that leaf so by a "
-                "function of the path, or split it with optax.contrib.split_real_and_imaginary"
-            )
-        return storage
-
-    def old(self, at: At, kept: Kept) -> Storage:
-        """How a leaf of a state is kept; an error if these arguments do not make that."""
-        storage, exact = self._of(at), Storage()
-        if _is_kept_by(storage, kept):
-            return storage  # of whatever size: this may be a shard
-        if np.size(kept.mu) < storage.smallest and _is_kept_by(exact, kept):
-            return exact
-        raise ValueError(
-            f"{self._name} must be as it was at init, got {self._got(at)}, but the state keeps {kept.mu.dtype} and "
-            f"{kept.nus[0].dtype} at {at}"
-        )
-
-    @property
-    def _name(self) -> str:
-        return "mu_dtype" if self.mu_dtype is not None else "storage"
-
-    def _got(self, at: At) -> Any:
-        return self.mu_dtype if self.mu_dtype is not None else self._of(at) if self.by_path else self.storage
-
-    def _of(self, at: At) -> Storage:
-        choose: Any = self.storage
-        return self._named(choose(at.path) if self.by_path else choose)
-
-    def _named(self, storage: Any) -> Storage:
-        if isinstance(storage, Storage):
-            return storage
-        if storage is not None and not (isinstance(storage, str) and storage in NAMES):
-            names = ", ".join(map(repr, NAMES))
-            raise ValueError(f"storage must be one of {names}, a Storage, a function of the path or None, got {storage!r}")
-        if storage in ("bfloat16", "int8"):
-            return bfloat16() if storage == "bfloat16" else int8()
-        return Storage(_first(self.mu_dtype))
-
-
-def held_by(kept: Kept, own: Storage | None = None) -> Storage:
-    """How a leaf of a state is kept, as its arrays tell; in codes of one's own only `own` can."""
-    for storage in (own, Int8(), bfloat16(), Storage(), Storage(_ROUNDED[np.dtype(jnp.bfloat16)]), *_PLAIN):
-        if storage is not None and _is_kept_by(storage, kept):
-            return storage
-    raise ValueError(
-        f"storage must be given to read moments of {kept.mu.dtype} and {kept.nus[0].dtype}: in codes of your own"
-    )
-
-
-def _first(choice: Any) -> Code | np.dtype | None:
-    """What `mu_dtype` means."""
-    try:
-        dtype = None if choice is None else np.dtype(choice)
-    except TypeError:
-        dtype = np.dtype(object)
-    if dtype is None or dtype in (jnp.bfloat16, np.float16):
-        return None if dtype is None else _ROUNDED[dtype]
-    if dtype not in (np.float32, np.float64, np.complex64, np.complex128):
-        raise ValueError(f"mu_dtype must be float32, float64, bfloat16 or float16, got {choice}: storage= has int8 moments")
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(f"mu_dtype must be a dtype that JAX is set up for, got {dtype}: enable jax_enable_x64 for it")
-    return np.dtype(jnp.finfo(dtype).dtype)
-
-
-def _is_kept_by(storage: Storage, kept: Kept) -> bool:
-    mu, nu = kept.mu.dtype, kept.nus[0].dtype
-    wide = nu if storage.first is not None else mu
-    if not storage.narrow and not (jnp.issubdtype(wide, jnp.inexact) and moments.accumulator_dtype(wide) == wide):
-        return False
-    if jnp.issubdtype(mu, jnp.complexfloating):
-        wide = jnp.promote_types(wide, jnp.complex64)
-    return storage.dtypes(wide) == (mu, nu)
-
-
-def state_bytes(tx: Any, params: Any) -> int:
-    """How many bytes the state of a transformation takes, without allocating any.
-
-    Args:
-        tx: an Optax transformation.
-        params: a tree of arrays or `ShapeDtypeStruct`s.
-
-    Returns:
-        The number of bytes.
-
-    Example:
-        >>> state_bytes(optax.scale_by_adam(), {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)})
-        8000004
-    """
-    leaves = jax.tree.leaves(jax.eval_shape(tx.init, params))
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-
-
 def _code(dtype: DTypeLike) -> Code:
     """bfloat16 or float16, rounded without bias."""
     return Code(
@@ -491,10 +363,7 @@ def _code(dtype: DTypeLike) -> Code:
     )
 
 
-_ROUNDED = {np.dtype(dtype): _code(dtype) for dtype in (jnp.bfloat16, jnp.float16)}  # once: storages are compared
-
-
-_PLAIN = [Storage(first) for first in (_ROUNDED[np.dtype(np.float16)], np.dtype(np.float32), np.dtype(np.float64))]
+ROUNDED = {np.dtype(dtype): _code(dtype) for dtype in (jnp.bfloat16, jnp.float16)}  # once: storages are compared
 
 
 def first_codes(leaves: int, slots: int) -> Codes:

@@ -1,8 +1,4 @@
-"""Reading and writing the moments in a state, however they are kept: for new neurons, dead ones, and states of others.
-
-A state is restarted without any of this: `optax.tree_utils.tree_set(state, count=0)`. At a count of zero nothing counts that
-a state holds besides (`clock.tick`, `Storage.load`).
-"""
+"""Reading and writing the moments in a state, however they are kept: for new neurons, dead ones, and states of others."""
 
 from typing import Any, NamedTuple
 
@@ -11,14 +7,45 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from adam_jax import codes, moments, norms, storage, trees
-from adam_jax.storage import Kept, Storage
+from adam_jax import codes, moments, norms, trees
+from adam_jax.choices import held_by
+from adam_jax.scaling import ScaleByBiasCorrectionState
+from adam_jax.storage import Codes, Kept, Storage
 from adam_jax.transforms import ScaleByAdamState, ScaleByAmsgradState
 
-__all__ = ["Moments", "read_moments", "write_moments"]
+__all__ = ["Moments", "read_moments", "restart", "write_moments"]
 
 _STATES = (ScaleByAdamState, ScaleByAmsgradState)
 _ADVICE = "pass the state of a chain with scale_by_adam or its family"
+
+
+def restart(state: Any, *, where: str | None = None) -> Any:
+    """A state in which nothing has been averaged yet; schedules of the learning rate, averages of params and masters go on.
+
+    At a count of zero nothing counts that a state holds besides, so counts are all that is set. Optax's
+    `optax.tree_utils.tree_set(state, count=0)` sets those of schedules, too, but misses what stands deeper than another
+    count: Adam in `inject_hyperparams`, and a chain in `in_float32`.
+
+    Args:
+        state: any optimizer state with Adam or one of its family inside; it may be traced.
+        where: only those whose path contains this: of a group of `optax.partition`, "'slow'".
+
+    Returns:
+        A state like `state`.
+
+    Raises:
+        ValueError: for a state without Adam, or without one at `where`.
+
+    Example:
+        >>> from adam_jax import adam
+        >>> tx = adam(1.0)
+        >>> _, state = tx.update(jnp.array([5.0]), tx.init(jnp.zeros(1)))
+        >>> print(tx.update(jnp.array([-1.0]), restart(state))[0])
+        [1.]
+    """
+    kinds = (*_STATES, ScaleByBiasCorrectionState)
+    chosen = trees.every(state, kinds, where, _ADVICE)
+    return trees.replaced(state, {path: node._replace(count=jnp.zeros_like(node.count)) for path, node in chosen.items()})
 
 
 class Moments(NamedTuple):
@@ -44,13 +71,13 @@ class Moments(NamedTuple):
     form: Any
 
 
-def read_moments(state: Any, *, where: str | None = None, own: Storage | None = None) -> Moments:
+def read_moments(state: Any, *, where: str | None = None, storage: Storage | None = None) -> Moments:
     """The moments in a state as plain arrays, whatever they are kept in.
 
     Args:
         state: a `ScaleByAdamState` or `ScaleByAmsgradState`, or any optimizer state with exactly one inside.
         where: which one, in a state that holds several: a part of its path, as the error message lists them.
-        own: the `Storage`, for leaves that are kept in codes of your own.
+        storage: a `Storage`, for leaves that are kept in codes of your own.
 
     Returns:
         The moments; change them, and give them to `write_moments`.
@@ -79,7 +106,7 @@ def read_moments(state: Any, *, where: str | None = None, own: Storage | None = 
 
     def read(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:
         kept = Kept(mu, nus, windows[at.number] if len(windows) else ())
-        how = storage.held_by(kept, own)
+        how = held_by(at, kept, storage)
         m, s = how.load(how.emptied(kept, jnp.asarray(node.count) <= 0), _wide(kept), ratios)
         return m, *s
 
@@ -87,7 +114,7 @@ def read_moments(state: Any, *, where: str | None = None, own: Storage | None = 
     return Moments(node.count, mu, nu, largest[0] if largest else None, node.mu_weight, node.nu_weight, node.form)
 
 
-def write_moments(state: Any, held: Moments, *, where: str | None = None, own: Storage | None = None) -> Any:
+def write_moments(state: Any, held: Moments, *, where: str | None = None, storage: Storage | None = None) -> Any:
     """A state with these moments in place of its own, kept as it keeps them.
 
     To grow a leaf, or to shrink one, write padded or cut moments into a fresh `tx.init(params)` of the new params. A moment
@@ -98,7 +125,7 @@ def write_moments(state: Any, held: Moments, *, where: str | None = None, own: S
             nearest.
         held: what to write; arrays of the shapes that the state has. Its `form` must be the state's norm.
         where: which Adam, in a state that holds several.
-        own: the `Storage`, for leaves that are kept in codes of your own.
+        storage: a `Storage`, for leaves that are kept in codes of your own.
 
     Returns:
         A state like `state`.
@@ -129,13 +156,13 @@ def write_moments(state: Any, held: Moments, *, where: str | None = None, own: S
     def write(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:
         kept = Kept(mu, nus)
         m, *s = (column[at.number] for column in values)
-        new = storage.held_by(kept, own).nearest(kept, m, tuple(change(x) for x in s), ratios)
+        new = held_by(at, kept, storage).nearest(kept, m, tuple(change(x) for x in s), ratios)
         windows.append(new.windows)
         return new.mu, *new.nus
 
     new = _map(write, columns)
     fields = dict(zip(("mu", "nu", "nu_max"), new, strict=False))
-    kept_codes = () if bound is None else storage.Codes(bound, jnp.stack(windows) if windows else node.codes.windows)
+    kept_codes = () if bound is None else Codes(bound, jnp.stack(windows) if windows else node.codes.windows)
     weights = {name: jnp.asarray(getattr(held, name), getattr(node, name).dtype) for name in ("mu_weight", "nu_weight")}
     written = node._replace(**fields, **weights, count=jnp.asarray(held.count, jnp.int32), codes=kept_codes)
     return jax.tree.map(lambda x: written if x is node else x, state, is_leaf=lambda x: isinstance(x, _STATES))
@@ -156,7 +183,8 @@ def _map(function: Any, columns: list[Any]) -> list[Any]:
 
 def _wide(kept: Kept) -> np.dtype:
     """The dtype of the arithmetic of a leaf that is kept so."""
-    return moments.accumulator_dtype(kept.mu.dtype)
+    kinds = (x.dtype for x in (kept.mu, *kept.nus))
+    return moments.accumulator_dtype(*(dtype for dtype in kinds if jnp.issubdtype(dtype, jnp.inexact)))
 
 
 def _values(name: str, tree: Any, mu: Any) -> list[jax.Array]:

@@ -19,6 +19,7 @@ import optax
 __all__ = [
     "At",
     "Unchanged",
+    "check_whole",
     "every",
     "is_absent",
     "is_trained",
@@ -26,6 +27,7 @@ __all__ = [
     "map_params",
     "map_updates",
     "only",
+    "replaced",
     "with_paths",
 ]
 
@@ -84,23 +86,31 @@ def with_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     nnx = sys.modules.get("flax.nnx")
-    if nnx is None or not any(keys[-1:] == _VALUE for keys, _ in flat):
+    if nnx is None or not any(_VALUE in keys for keys, _ in flat):
         return flat
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    variables = {keys for keys, node in nodes if isinstance(node, nnx.Variable)}
-    return [(keys[:-1] if keys[-1:] == _VALUE and keys[:-1] in variables else keys, leaf) for keys, leaf in flat]
+    inside = {(*keys, _VALUE) for keys, node in nodes if isinstance(node, nnx.Variable)}
+
+    def own(keys: tuple[Any, ...]) -> tuple[Any, ...]:
+        i = next((i for i, key in enumerate(keys) if key == _VALUE and keys[: i + 1] in inside), len(keys))
+        return keys[:i] + keys[i + 1 :]
+
+    return [(own(keys), leaf) for keys, leaf in flat]
 
 
 def every(state: Any, kind: Any, where: str | None, advice: str) -> dict[str, Any]:
     """The nodes of a kind in a state whose path contains `where`, by path; `advice` is for a state that has none."""
+    if not (where is None or isinstance(where, str)):
+        raise TypeError(f"where must be a string, part of a path in the state, got {where!r}")
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, kind))
     found = {jax.tree_util.keystr(keys): node for keys, node in flat if isinstance(node, kind)}
     chosen = {path: node for path, node in found.items() if where is None or where in path}
     name = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    name = f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
     if not found:
-        raise ValueError(f"state must hold a {name}, got none: {advice}")
+        raise ValueError(f"state must hold {name}, got none: {advice}")
     if not chosen:
-        raise ValueError(f"where must be part of the path of a {name} in the state, one of {list(found)}, got {where!r}")
+        raise ValueError(f"where must be part of the path of {name} in the state, one of {list(found)}, got {where!r}")
     return chosen
 
 
@@ -113,6 +123,13 @@ def only(state: Any, kind: Any, where: str | None, advice: str) -> Any:
     return next(iter(found.values()))
 
 
+def replaced(state: Any, nodes: Mapping[str, Any]) -> Any:
+    """A state with other nodes at some paths, as `every` finds them."""
+    kinds = tuple({type(node) for node in nodes.values()})
+    flat, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, kinds))
+    return jax.tree.unflatten(treedef, [nodes.get(jax.tree_util.keystr(keys), node) for keys, node in flat])
+
+
 def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], Any]:
     """A function from a tree to labels for its leaves, chosen by path: for `optax.partition`, and for masks.
 
@@ -123,11 +140,13 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
 
     Returns:
         A function of a tree, to a tree of labels like it. It may be asked about a tree from which leaves have been pruned,
-        as Optax does. Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two
-        leaves share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`).
+        as Optax does; where gradients may be `None` beside params, give `optax.partition` the labels of the params, as a
+        tree. Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two leaves
+        share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`).
 
     Raises:
         ValueError: if an expression is not a valid one.
+        TypeError: if labels are no dictionary with strings for keys.
 
     Example:
         >>> slow_and_fast = {"slow": optax.adam(1e-4), "fast": optax.adam(1e-3)}
@@ -135,6 +154,8 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
         >>> label_by_path({"b$": False}, True)({"w": 1.0, "b": 0.0})  # a mask: no decay for biases
         {'b': False, 'w': True}
     """
+    if not (isinstance(labels, Mapping) and all(isinstance(expression, str) for expression in labels)):
+        raise TypeError(f"labels must be a dictionary from regular expressions to labels, got {labels!r}")
     expressions = {}
     for expression, label in labels.items():
         try:
@@ -145,7 +166,7 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
     def label(tree: Any) -> Any:
         everything = [(jax.tree_util.keystr(keys, simple=True, separator="/"), x) for keys, x in with_paths(tree, is_absent)]
         paths = [path for path, _ in everything]
-        pruned = any(isinstance(leaf, optax.MaskedNode) for _, leaf in everything)
+        pruned = not paths or any(isinstance(leaf, optax.MaskedNode) for _, leaf in everything)
         for expression in expressions:
             matching = [path for path in paths if expression.search(path)]
             if not matching and not pruned:
@@ -160,6 +181,27 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
         return jax.tree.unflatten(jax.tree.structure(tree), found)
 
     return label
+
+
+def check_whole(at: At, x: jax.Array) -> None:
+    """Raise ValueError inside `shard_map` where a leaf may be a shard: of that nobody can tell which elements it has.
+
+    Draws count the elements of the whole leaf, and codes have a window of the whole leaf.
+    """
+    manual = getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ())
+    hidden = bool(manual) and not _varying(jax.lax.axis_index(manual[0]))
+    if hidden or _varying(x):
+        why = "check_vma=False hides whether it is" if hidden else f"it differs along {', '.join(_varying(x))}"
+        raise ValueError(
+            f"the leaf at {at} must be whole for unbiased rounding inside shard_map, but {why}: update outside, under jit "
+            "with shardings (adam_jax.shardings.state_shardings), or keep moments and weights in float32"
+        )
+
+
+def _varying(x: jax.Array) -> tuple[str, ...]:
+    """The mesh axes along which a shard inside `shard_map` differs from others; none where `check_vma=False` hides them."""
+    kind: Any = jax.typeof(x)
+    return tuple(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)  # jax 0.8 to 0.9: vma
 
 
 def map_params(function: Callable[[At, Any], Any], params: Any) -> Any:
@@ -197,7 +239,7 @@ def map_updates(
     return jax.tree.unflatten(treedef, new_updates), tuple(jax.tree.unflatten(treedef, column) for column in new)
 
 
-_VALUE = (jax.tree_util.GetAttrKey("value"),)
+_VALUE = jax.tree_util.GetAttrKey("value")
 
 
 def _is_leaf(node: Any) -> bool:

@@ -1,6 +1,6 @@
 """Milliseconds a step for an embedding table: `python tests/benchmark_rows.py [rows]` (default 1,000,000, 64 wide).
 
-Four optimizers take turns on the same ids, so that a busy machine slows all of them: `adam_jax.row_adam` (gather and
+Four optimizers take turns on the same ids, so that a busy machine slows all of them: `adam_jax.tables.row_adam` (gather and
 update), `adam_jax.adam` on the dense gradient (its scatter included), and PyTorch's SparseAdam (its coalescing included).
 It prints medians and their ratios, and is no test: figures depend on the machine.
 """
@@ -17,7 +17,7 @@ import optax
 import adam_jax
 
 WIDTH, BATCH, ROUNDS = 64, 4096, 15
-tx, dense = adam_jax.row_adam(1e-3), adam_jax.adam(1e-3)
+tx, dense = adam_jax.tables.row_adam(1e-3), adam_jax.adam(1e-3)
 
 
 def step(table, state, ids, gradients):

@@ -82,9 +82,9 @@ class InTorch:
         return sum(x.numel() * x.element_size() for x in parts + plain)
 
 
-def ours(dtype: Any) -> Callable[[Leaves], InJax]:
-    """`scale_by_adam` with both moments in that dtype."""
-    tx = adam_jax.scale_by_adam(mu_dtype=dtype, nu_dtype=dtype)
+def ours(storage: Any) -> Callable[[Leaves], InJax]:
+    """`scale_by_adam` with its moments kept so."""
+    tx = adam_jax.scale_by_adam(storage=storage)
     return lambda like: InJax(tx.init, tx.update, like)
 
 
@@ -113,8 +113,8 @@ def flashoptim() -> Callable[[Leaves], InJax]:
 
 OPTIMIZERS: dict[str, Callable[[], Callable[[Leaves], InJax | InTorch]]] = {
     "adam_jax float32": lambda: ours(None),
-    "adam_jax bfloat16": lambda: ours(jnp.bfloat16),
-    "adam_jax int8": lambda: ours(jnp.int8),
+    "adam_jax bfloat16": lambda: ours("bfloat16"),
+    "adam_jax int8": lambda: ours("int8"),
     "torchao Adam8bit": lambda: torchao("Adam8bit"),
     "torchao AdamFp8": lambda: torchao("AdamFp8"),
     "torchao Adam4bit": lambda: torchao("Adam4bit"),

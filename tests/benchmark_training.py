@@ -125,14 +125,11 @@ def tasks(where: data.Where, *, quick: bool) -> Iterator[Task]:
 
 def trained(task: Task, moments: str, seeds: range) -> tuple[np.ndarray, str]:
     """Training costs [seeds, steps], and what the state is made of."""
-    tx = adam_jax.adam(task.rate, mu_dtype=moments, nu_dtype=moments)
+    tx = adam_jax.adam(task.rate, storage=moments)
     params = jax.eval_shape(task.init, jax.random.key(0))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    state = jax.eval_shape(tx.init, params)[0]
-    kept = [
-        sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.dtype == moments) / size for tree in (state.mu, state.nu)
-    ]
-    made_of = f"{adam_jax.state_bytes(tx, params) / size:.2f} bytes, {min(kept):.1%} {moments}"
+    narrow = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(tx.init, params)[0].mu) if leaf.dtype == jnp.bfloat16)
+    made_of = f"{adam_jax.state_bytes(tx, params) / size:.2f} bytes, {narrow / size:.1%} narrow"
 
     @jax.jit
     def run(key: jax.Array, rows: jax.Array, arrays: Any) -> jax.Array:

@@ -57,8 +57,8 @@ def adam(
             largest = np.maximum(largest, vhat)
             vhat = largest
         if nesterov:
-            next_weight, this_weight = (1 - REAL(b1s[t]) * (1 - w1[t]), w1[t]) if bias_correction else (1, 1)
-            mhat = b1s[t] * m / next_weight + (1 - REAL(b1s[t])) * g / this_weight
+            next_weight, this_weight = (w1[t + 1], w1[t]) if bias_correction else (1, 1)
+            mhat = b1s[t + 1] * m / next_weight + (1 - REAL(b1s[t])) * g / this_weight  # Dozat 2016, Algorithm 2
         below = eps / np.sqrt(w2[t]) if eps_hat and bias_correction else eps
         updates.append(_divide(mhat, np.sqrt(vhat + eps_root) + below))
     return np.array(updates)

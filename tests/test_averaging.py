@@ -72,7 +72,7 @@ def test_masked_leaves_are_the_params_own(mask):
 def test_a_state_without_an_average_is_an_error_and_of_two_one_is_chosen():
     params = jnp.ones(1)
     two = optax.named_chain(("slow", adam_jax.average_params()), ("fast", adam_jax.average_params(0.5)))
-    with pytest.raises(ValueError, match="must hold a AverageParamsState, got none: add average_params to the chain"):
+    with pytest.raises(ValueError, match="must hold an AverageParamsState, got none: add average_params to the chain"):
         adam_jax.averaged_params(adam_jax.adam().init(params), params)
     state = two.init(params)
     with pytest.raises(ValueError, match=r"holds 2 AverageParamsStates: choose one with where=, part of one of .*fast"):

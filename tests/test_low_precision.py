@@ -145,9 +145,17 @@ def test_sixteen_bits_of_residual_are_the_float32_run_bit_for_bit(name):
 
 def test_bfloat16_gradients_are_computed_with_as_if_they_were_float32():
     params, gradients = _weights(), _gradients(100).astype(jnp.bfloat16)
-    wide, _ = _run(optax.adam(1e-3), params.astype(jnp.float32), gradients.astype(jnp.float32))
-    narrow, state = _run(adam_jax.in_float32(optax.adam(1e-3), 16), params, gradients)
-    np.testing.assert_array_equal(_patterns(adam_jax.master_params(state, narrow)), _patterns(wide))
+
+    def both(tx: optax.GradientTransformation) -> tuple[jax.Array, jax.Array]:
+        wide, _ = _run(tx, params.astype(jnp.float32), gradients.astype(jnp.float32))
+        narrow, state = _run(adam_jax.in_float32(tx, 16), params, gradients)
+        return adam_jax.master_params(state, narrow), wide
+
+    # products with powers of two are exact, so no compilation of the formula can round otherwise
+    joined, wide = both(optax.sgd(2.0**-10, momentum=0.5))
+    np.testing.assert_array_equal(_patterns(joined), _patterns(wide))
+    # of Adam two compilations differ in last bits (JAX 0.12); in bfloat16, steps would be off by 2^-9: 1e-4 in all
+    np.testing.assert_allclose(*both(optax.adam(1e-3)), rtol=0, atol=1e-6)
 
 
 def test_24_bit_weights_stay_within_5_percent_of_the_path_of_float32_weights():
@@ -284,11 +292,14 @@ def test_derivatives_are_those_of_the_mean_of_the_rounding(residual):
 
     def last(rate, params, dtype):
         tx = adam_jax.in_float32(optax.sgd(rate), residual)
-        params, state = params.astype(dtype), tx.init(params.astype(dtype))
-        for g in gradients:
+
+        def step(carry, g):  # a loop: XLA of JAX 0.12 takes minutes for five steps of 24-bit weights one after another
+            params, state = carry
             updates, state = tx.update(g, state, params)
-            params = optax.apply_updates(params, updates)
-        return params.astype(jnp.float32)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = params.astype(dtype)
+        return jax.lax.scan(step, (params, tx.init(params)), gradients)[0][0].astype(jnp.float32)
 
     tangents = [jax.jvp(lambda r, d=dtype: last(r, params, d), (1e-3,), (1.0,))[1] for dtype in (jnp.bfloat16, jnp.float32)]
     np.testing.assert_allclose(*tangents, rtol=2.0**-6, atol=2.0**-7 * np.abs(gradients).max())  # tangents are bfloat16

@@ -183,7 +183,7 @@ def test_errors_say_what_is_wrong():
         tx.update(wide, tx.init(narrow), wide)
     with pytest.raises(ValueError, match=r"the param at \['w'\] is bfloat16, but was not at init"):
         tx.update(wide, tx.init(wide), narrow)
-    with pytest.raises(ValueError, match="must hold a InFloat32State, got none: train with in_float32"):
+    with pytest.raises(ValueError, match="must hold an InFloat32State, got none: train with in_float32"):
         adam_jax.master_params(optax.adam(1.0).init(narrow), narrow)
     with pytest.raises(ValueError, match=r"masters must be float32 of shape \(2,\) at \['w'\], got bfloat16"):
         adam_jax.set_master_params(tx.init(narrow), narrow)

@@ -62,6 +62,13 @@ def test_pytorch_agrees_to_1e12_over_60_steps_of_float64(name: str, seed: int):
 
 
 @pytest.mark.usefixtures("float64")
+def test_pytorchs_nadam_agrees_where_its_momentum_is_constant():
+    # PyTorch's schedule moves the look-ahead alone, its first moment keeps beta1; at a momentum_decay this large both do
+    theirs = torchs("NAdam", lr=0.01, betas=(0.9, 0.99), eps=1e-6, momentum_decay=1e9)
+    np.testing.assert_allclose(ours(adam_jax.nadam(0.01, 0.9, 0.99, 1e-6)), theirs, rtol=1e-6)  # its mu_product is float32
+
+
+@pytest.mark.usefixtures("float64")
 def test_pytorchs_defaults_are_adam_defaults_torch():
     np.testing.assert_allclose(ours(adam_jax.adam(**adam_jax.adam_defaults("torch"))), torchs("Adam"), rtol=1e-12)
 

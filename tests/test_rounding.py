@@ -250,3 +250,12 @@ def test_the_exact_sum_is_rounded_up_with_its_own_probability_and_not_with_that_
         probability, (exact - down) / (above.astype(np.float64) - down), rtol=0, atol=2.0 ** -(drop + 16)
     )
     assert ((up == above) | (probability == 0)).all()
+
+
+@pytest.mark.parametrize("drop", [8, 13, 16])
+def test_nothing_finite_is_rounded_to_infinity_even_with_a_rest(drop):
+    largest = np.uint32(0x7F800000 - 2**drop).view(np.float32)
+    for x in (largest, -largest, np.finfo(np.float32).max, -np.finfo(np.float32).max):
+        rest = np.float32(np.sign(x) * 2.0**100)
+        rounded = rounding.stochastic(jnp.float32(x), jnp.uint32(2**32 - 1), drop, jnp.float32(rest))
+        assert rounded == np.sign(x) * largest

@@ -10,7 +10,7 @@ import pytest
 
 import adam_jax
 from adam_jax import norms, storage
-from adam_jax.surgery import read_moments, write_moments
+from adam_jax.surgery import read_moments, restart, write_moments
 
 STORAGES = {
     "float32": {},
@@ -121,3 +121,66 @@ def test_what_does_not_fit_is_refused_with_the_leaf():
         write_moments(state, held._replace(form=norms.Maxima()))
     with pytest.raises(ValueError, match="state must hold a ScaleByAdamState or ScaleByAmsgradState, got none"):
         read_moments(optax.sgd(1.0).init(_gradients(0)))
+
+
+@every_storage
+def test_a_restarted_state_is_a_fresh_one_whatever_it_holds(name: str):
+    tx = (adam_jax.scale_by_amsgrad if name == "int8" else adam_jax.scale_by_adam)(**STORAGES[name])
+    fresh = tx.init(_gradients(0))
+    _, used = _run(tx, fresh, range(4), lambda g: jax.tree.map(lambda x: 1e3 * x, g))
+    steps = []
+    for state in (fresh, restart(used)):  # one leaf has its first gradient later
+        _, state = _run(tx, state, range(9, 10), lambda g: {**g, "b": None})
+        steps.append(_run(tx, state, range(10, 12)))
+    jax.tree.map(np.testing.assert_array_equal, *steps)
+
+
+INSIDE = {
+    "chain": lambda: adam_jax.adam(0.1),
+    "in_float32": lambda: adam_jax.in_float32(adam_jax.adam(0.1)),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(adam_jax.adam, hyperparam_dtype=jnp.float32)(0.1),
+    "MultiSteps": lambda: optax.MultiSteps(adam_jax.adam(0.1), 1).gradient_transformation(),
+    "skip_nonfinite": lambda: adam_jax.skip_nonfinite(adam_jax.adam(0.1)),
+    "partition": lambda: optax.partition({"all": adam_jax.adam(0.1)}, "all"),
+    "raw": lambda: optax.chain(
+        adam_jax.scale_by_adam(bias_correction=False), adam_jax.scale_by_bias_correction(0.9, 0.999), optax.scale(-0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_adam_is_restarted_inside_any_wrapper(name: str):
+    tx, params, g = optax.with_extra_args_support(INSIDE[name]()), {"w": jnp.ones(2)}, {"w": jnp.full(2, 5.0)}
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = tx.update(jax.tree.map(jnp.negative, g), state, params)
+    updates, _ = tx.update(g, jax.jit(restart)(state), params)
+    np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-6)
+
+
+def test_a_restart_leaves_schedules_and_averages_alone_and_can_choose():
+    def one() -> Any:
+        return optax.chain(adam_jax.adam(optax.linear_schedule(1.0, 0.0, 10)), adam_jax.average_params(0.5))
+
+    tx, params = optax.named_chain(("first", one()), ("second", one())), {"w": jnp.ones(2)}
+    state = tx.init(params)
+    for _ in range(5):
+        _, state = tx.update(params, state, params)
+    new = restart(state, where="'second'")
+    assert (read_moments(new, where="'first'").count, read_moments(new, where="'second'").count) == (5, 0)
+    assert [int(x) for x in jax.tree.leaves(new["second"]) if x.dtype == jnp.int32] == [0, 5, 5]
+    with pytest.raises(ValueError, match=r"where must be part of the path of a ScaleByAdamState .*'first'.*, got 'third'"):
+        restart(state, where="third")
+    with pytest.raises(ValueError, match="state must hold a ScaleByAdamState or .*, got none: pass the state of a chain"):
+        restart(optax.adam(1.0).init(params))
+
+
+def test_moments_of_one_of_two_adams_are_read_and_written_by_where():
+    tx, params = optax.named_chain(("a", adam_jax.adam(0.1)), ("b", adam_jax.adam(0.1))), {"w": jnp.ones(2)}
+    _, state = tx.update(params, tx.init(params), params)
+    held = read_moments(state, where="'a'")
+    new = write_moments(state, held._replace(mu=jax.tree.map(jnp.zeros_like, held.mu)), where="'a'")
+    assert (read_moments(new, where="'a'").mu["w"] == 0).all()
+    assert (read_moments(new, where="'b'").mu["w"] != 0).all()
+    with pytest.raises(ValueError, match=r"state holds 2 ScaleByAdamStates: choose one with where=, part of one of .*'a'"):
+        read_moments(state)

@@ -175,6 +175,26 @@ def test_uncorrected_adam_is_the_raw_moments():
         assert error(adam_jax.scale_by_adam(bias_correction=False, nesterov=nesterov), gradients, exact) <= 24
 
 
+def test_nadam_with_momentum_on_a_schedule_is_dozats_algorithm_2():
+    """Written out from Dozat (2016), with mu_t the momentum of step t: his products, no weights, no recursions."""
+    gradients, nu, eps = six_decades("coordinate")[:12, :64].astype(np.longdouble), np.longdouble(0.999), 1e-8
+    mu = [np.longdouble(np.float32(0.5 + 0.49 * t / 12)) for t in range(14)]  # mu[0] is that of the first step
+    m = n = np.zeros(64, np.longdouble)
+    expected = []
+    for t, g in enumerate(gradients):
+        m, n = mu[t] * m + (1 - mu[t]) * g, nu * n + (1 - nu) * g**2
+        g_hat, m_hat = g / (1 - np.prod(mu[: t + 1])), m / (1 - np.prod(mu[: t + 2]))
+        m_bar = (1 - mu[t]) * g_hat + mu[t + 1] * m_hat
+        expected.append(m_bar / (np.sqrt(n / (1 - nu ** (t + 1))) + eps))
+
+    def schedule(count):
+        return jnp.asarray(mu[:13], jnp.float32)[count]
+
+    assert error(adam_jax.scale_by_adam(schedule, nesterov=True), gradients, np.array(expected)) <= 24
+    by_oracle = reference.adam(gradients, lambda t: float(mu[t]), nesterov=True)
+    np.testing.assert_allclose(by_oracle.astype(float), np.array(expected).astype(float), rtol=1e-12)
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
 def test_adamax_is_algorithm_2(eps: float):
     gradients = six_decades("coordinate")[:1000]

@@ -324,7 +324,7 @@ def test_optax_keeps_the_numbers_themselves_in_any_dtype():
 
 def test_rows_are_read_like_dense_adam_after_a_flush():
     """What the docstring of `watch_adam` says about `row_adam`."""
-    rows, dense, table = adam_jax.row_adam(RATE), adam_jax.adam(RATE), jnp.ones((50, 4))
+    rows, dense, table = adam_jax.tables.row_adam(RATE), adam_jax.adam(RATE), jnp.ones((50, 4))
     row_state, state = rows.init(table), dense.init(table)
     update, dense_update = (
         jax.jit(lambda t, s, ids, g: rows.update(*rows.gather(t, s, ids)[1:], ids, g)),

@@ -73,8 +73,12 @@ def _parser() -> _Parser:
     one.add_argument("--only", default="", metavar="TEXT", help="problems whose name contains it")
     one.add_argument("--plot", type=Path, metavar="FILE", help="draw the errors into this file")
     one = add("steps", "time, bytes and memory of a step on this machine, beside Optax and what is installed", _steps)
-    one.add_argument("--shapes", choices=list(steps.SHAPES), default="one",
-                     help="one leaf of 16M (default), GPT-2's, 2,000 leaves of 2,000, a table of 1M x 64")  # fmt: skip
+    one.add_argument(
+        "--shapes",
+        choices=list(steps.SHAPES),
+        default="one",
+        help="one leaf of 16M (default), GPT-2's, 2,000 leaves of 2,000, a table of 1M x 64",
+    )
     one.add_argument("--rounds", type=_count, default=25, metavar="N", help="steps that each takes (default 25)")
     one.add_argument("--scale", type=_count, default=1, metavar="N", help="divide the leaves' first dimension, to try it")
     one.add_argument("--only", default="", metavar="TEXT", help="forms whose name contains it")
@@ -130,9 +134,15 @@ def _training(arguments: argparse.Namespace) -> int:
 def _steps(arguments: argparse.Namespace) -> int:
     rows = steps.measured(arguments.shapes, arguments.only, arguments.rounds, arguments.scale)
     columns = {
-        "form": "", "ms": "ms", "ratio": "of Optax's", "copy share": "of copy rate", "moved": "bytes moved",
-        "state": "bytes of state", "temporary": "temporary", "compile": "compile, s",
-    }  # fmt: skip
+        "form": "",
+        "ms": "ms",
+        "ratio": "of Optax's",
+        "copy share": "of copy rate",
+        "moved": "bytes moved",
+        "state": "bytes of state",
+        "temporary": "temporary",
+        "compile": "compile, s",
+    }
     title = f"a step on {jax.devices()[0].device_kind}, medians of {arguments.rounds}; bytes a parameter"
     return _put(arguments, rows, _table(title, columns, rows), steps.figure(rows) if arguments.plot else None)
 

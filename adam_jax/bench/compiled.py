@@ -157,9 +157,15 @@ def step_rows(target: str, only: str = "", shapes: Sequence[tuple[int, ...]] = (
                 moved = program.cost_analysis()["bytes accessed"] / size
             temporary = program.memory_analysis().temp_size_in_bytes / size
             yield {
-                "target": target, "form": form.name, "shape": list(shape), "limit": form.limit, "bytes": round(moved, 3),
-                "kernels": len(large), "temporaries": round(temporary, 3), "seconds": time.perf_counter() - began,
-            }  # fmt: skip
+                "target": target,
+                "form": form.name,
+                "shape": list(shape),
+                "limit": form.limit,
+                "bytes": round(moved, 3),
+                "kernels": len(large),
+                "temporaries": round(temporary, 3),
+                "seconds": time.perf_counter() - began,
+            }
 
 
 def transformer_shapes(leaves: int, *, repeated: bool) -> list[tuple[int, ...]]:
@@ -201,9 +207,15 @@ def compile_times(target: str, only: str, leaves: int, *, repeated: bool = True)
         took = _busy() - began - lower
         base = base or (lower, took)
         yield {
-            "target": target, "form": form.name, "leaves": leaves, "repeated": repeated, "lower": lower, "compile": took,
-            "lower_ratio": lower / base[0], "compile_ratio": took / base[1],
-        }  # fmt: skip
+            "target": target,
+            "form": form.name,
+            "leaves": leaves,
+            "repeated": repeated,
+            "lower": lower,
+            "compile": took,
+            "lower_ratio": lower / base[0],
+            "compile_ratio": took / base[1],
+        }
 
 
 def _busy() -> float:

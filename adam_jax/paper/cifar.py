@@ -68,7 +68,7 @@ def read_cifar(path: Path, half: str) -> tuple[np.ndarray, np.ndarray]:
         DataError: for an archive that cannot be read, lacks a batch, or pickles anything but uint8 arrays.
 
     Example:
-        >>> read_cifar(Path("absent.tar.gz"), "train")
+        >>> read_cifar(Path("absent.tar.gz"), "train")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         adam_jax.paper.formats.DataError: absent.tar.gz cannot be read (...): fetch it again
     """

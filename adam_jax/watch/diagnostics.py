@@ -17,8 +17,9 @@ import optax
 from jax.typing import ArrayLike
 
 from adam_jax import checks, clock, norms, trees
+from adam_jax.choices import StoragePerLeaf
 from adam_jax.faults import SkipNonfiniteState
-from adam_jax.transforms import Decay, ScaleByAdamState, ScaleByAmsgradState, StoragePerLeaf
+from adam_jax.transforms import Decay, ScaleByAdamState, ScaleByAmsgradState
 from adam_jax.watch.leaves import WatchedLeaf, watched_leaves
 from adam_jax.watch.sums import SNR_EDGES, Sums, ToSteps, add, leaf_sums
 

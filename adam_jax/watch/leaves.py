@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax import codes, storage, trees
+from adam_jax import choices, codes, storage, trees
+from adam_jax.choices import StoragePerLeaf
 from adam_jax.storage import Kept, Storage
-from adam_jax.transforms import StoragePerLeaf
 
 
 class WatchedLeaf(NamedTuple):
@@ -30,7 +30,7 @@ def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
     """Each trained leaf of a state of the Adam family: one second moment, or AMSGrad's two, of which the last divides."""
     narrow = getattr(node, "codes", ())
     bound, windows = narrow if isinstance(narrow, storage.Codes) else (jnp.asarray(jnp.inf), None)
-    choice = None if given is None else storage.Choice(given)
+    choice = None if given is None else choices.Choice(given)
     from_optax = isinstance(node, optax.ScaleByAdamState)  # which keeps numbers as they are, in any dtype
     is_own = isinstance(getattr(getattr(node, "form", None), "codes", ()), storage.OwnCodes)
     if is_own and choice is None:
@@ -43,7 +43,7 @@ def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
             continue
         at = trees.At(keys)
         kept = Kept(mu, tuple(nus), () if windows is None else windows[len(found)])
-        how = choice.old(at, kept) if choice else Storage() if from_optax else storage.held_by(kept)
+        how = choice.old(at, kept) if choice else Storage() if from_optax else choices.held_by(at, kept)
         found.append(WatchedLeaf(at.path, kept, how, bound, jnp.asarray(node.count) <= 0))
     if not found:
         raise ValueError("the Adam in state must have trained at least one leaf, got none")

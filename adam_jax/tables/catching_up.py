@@ -1,7 +1,7 @@
 """What dense Adam does to the rows of a table while their gradient is zero, for any number of steps at once.
 
-Let mhat and vhat be a row's corrected moments after step s, its last, and w1, w2 the weights of
-`adam_jax.moments`. Without gradients, dense Adam's step s + j subtracts lr_{s+j} times
+Let mhat and vhat be a row's corrected moments after step s, its last, and w1, w2 their weights (`clock`). Without
+gradients, dense Adam's step s + j subtracts lr_{s+j} times
 
     p_j mhat / (sqrt(vhat) / x_j + eps)  =  C_j mhat / (sqrt(vhat) + eps x_j),        C_j = p_j x_j,
     p_j = b1^j w1_s / w1_{s+j},    x_j = sqrt(w2_{s+j} / (b2^j w2_s)),
@@ -10,16 +10,16 @@ where C_j and x_j are one number a row. So a sum over j costs numbers a row, not
 can be replaced by few fractions. They can: over a *band* of steps in which x_j changes little, a Gauss rule with two nodes,
 found from sum C_j x_j^i for i < 4, stands for all of them. Three facts bound the work and the error, in learning rates:
 
-* *Cut.* |m| <= B sqrt(v) for the raw moments of any history, B = (1 - b1) / sqrt((1 - b2)(1 - b1^2 / b2)), 7.27 at the
-  default decays, so that step s + j moves a coordinate by at most B rho^j / w1_{s+j}, rho = b1 / sqrt(b2). The steps after
-  the first K together move it by less than B rho^(K+1) / (1 - rho) / w1_K; K is chosen to make that 1e-5 (151 steps at the
-  default decays). Decay of the weights has no cut: its logarithms are added up in the state.
+* *Cut.* |m| <= B sqrt(v) for the raw moments of any history (`norms`), B = 7.27 at the default decays, so that step s + j
+  moves a coordinate by at most B rho^j / w1_{s+j}, rho = b1 / sqrt(b2). The steps after the first K together move it by less
+  than B rho^(K+1) / (1 - rho) / w1_K; K is chosen to make that 1e-5 (151 steps at the default decays). Decay of the weights
+  has no cut: its logarithms are added up in the state.
 * *Gauss.* A rule with two nodes errs by f''''/4! times the integral of a squared monic quadratic, for f(x) = 1 / (r + eps x)
   and x in [a, kappa a] at most (kappa - 1)^4 / 780 of what the band would add if eps were 0. It is exact where eps is
   negligible, where it outweighs the root, and for bands of two steps.
 * *Bands.* A band that starts after j steps has max(2, s + j) steps and at most .35 / -log b2, so kappa <= sqrt(2 e^.35) =
   1.69, and less than 1.2 once s > 200: there one band holds all K steps. Against a sum step by step, the worst over all
-  histories, s and eps was 1e-4 at b1 = .9 and 1e-3 at b1 = .99 (b2 = .999; `tests/test_skipped.py`).
+  histories, s and eps was 1e-4 at b1 = .9 and 1e-3 at b1 = .99 (b2 = .999; `tests/test_catching_up.py`).
 """
 
 import math
@@ -27,128 +27,96 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import clock, moments
+from adam_jax import clock, moments, norms
+from adam_jax.clock import Tick
+from adam_jax.norms import Norm
 
-__all__ = ["Rows", "Settings", "catch_up", "log_decay", "weight"]
+__all__ = ["Rows", "Settings", "catch_up", "log_decay", "tick"]
 
 CUT = 1e-5  # what the steps left out of a catch-up may add up to, in learning rates
 UNROLL = 4  # steps in one turn of the innermost loop
 
 
 class Settings(NamedTuple):
-    """The numbers of Adam; `learning_rate` and `weight_decay` may be schedules of the count.
-
-    Attributes:
-        learning_rate: >= 0.
-        b1: decay of the first moment; b1^2 < b2.
-        b2: decay of the second moment.
-        eps: >= 0, added to the root of the second moment.
-        weight_decay: decoupled, as AdamW's, with lr_t weight_decay < 1.
-    """
+    """The numbers of Adam; learning rate and weight decay may be schedules of the count."""
 
     learning_rate: ArrayLike | optax.Schedule
     b1: ArrayLike
     b2: ArrayLike
     eps: ArrayLike
     weight_decay: ArrayLike | optax.Schedule
+    norm: Norm = norms.Square()  # what is kept of the second moment: v, or its root
 
     def decays(self) -> bool:
         """Whether there is a weight decay: whether it is anything but the number 0."""
         return not (isinstance(self.weight_decay, (int, float)) and self.weight_decay == 0)
 
+    def largest_ratio(self) -> jax.Array:
+        """The most that |m| / sqrt(v) can be, corrected or not.
+
+        Corrected moments have sqrt((1 - x) (1 - y)) / (1 - sqrt(x y)) <= 1 of it, where x = b2^t and y = (b1^2 / b2)^t.
+        """
+        return self.norm.largest_ratio(clock.complement(self.b1), clock.complement(self.b2))
+
 
 class Rows(NamedTuple):
-    """R rows of D numbers with all that belongs to them, in the dtype of their arithmetic.
+    """R rows of D numbers with all that belongs to them, in the dtype of their arithmetic."""
 
-    Attributes:
-        values: (R, D), the rows themselves.
-        mu: (R, D), first moments, bias-corrected.
-        nu: (R, D), second moments, likewise.
-        count: (R,) integers, the updates that values and moments have seen.
-        log_keep: (R, 2), the sum of log(1 - lr_t weight_decay) over those updates in two parts, or `None` without decay.
-    """
+    values: jax.Array  # (R, D), the rows themselves
+    mu: jax.Array  # (R, D), first moments, bias-corrected
+    nu: jax.Array  # (R, D), second moments, likewise; or their roots (`Settings.norm`)
+    count: jax.Array  # (R,) integers, the updates that values and moments have seen; zero moments where that is 0
+    log_keep: jax.Array | None  # (R, 2), the sum of log(1 - lr_t weight_decay) over those updates in two parts
+    moved: jax.Array | float = 0.0  # (R, D), what is still to be added to the values
 
-    values: jax.Array
-    mu: jax.Array
-    nu: jax.Array
-    count: jax.Array
-    log_keep: jax.Array | None
+    @property
+    def now(self) -> jax.Array:
+        """(R, D), the values with what is to be added."""
+        return self.values + self.moved
 
 
 def catch_up(settings: Settings, rows: Rows, count: ArrayLike, log_keep: jax.Array | None) -> Rows:
     """Rows as dense Adam has them after `count` updates, those since their own count with gradient zero (Algorithm 1).
 
-    Args:
-        settings: Adam's.
-        rows: rows as of their own counts; those of count 0 have zero moments.
-        count: scalar integer, not below any row's.
-        log_keep: (2,), the sum of `log_decay` over all updates in two parts; `None` without decay.
-
-    Returns:
-        The rows with all counts equal to `count`; values depend on the rows', which XLA needs to write them in place.
-
-    Example:
-        >>> one = jnp.ones((1, 1))
-        >>> rows = catch_up(Settings(0.1, 0.9, 0.999, 0.0, 0.0), Rows(one, one, one, jnp.array([1000]), None), 1001, None)
-        >>> print(rows.values[0], rows.mu[0])
-        [0.9099288] [0.9]
+    `log_keep` (2,) is the sum of `log_decay` over all updates in two parts, `None` without decay. No row's count is above
+    `count`. The values stay; what the steps add to them is in `moved`.
     """
     dtype = rows.mu.dtype
     now = jnp.asarray(count)
     skipped = now - rows.count
     start = jnp.maximum(rows.count, 1)  # a row that was never touched has no moments, and any weight will do
-    steps = jnp.where(rows.count > 0, jnp.minimum(skipped, _cut(settings.b1, settings.b2)), 0)
+    steps = jnp.where(rows.count > 0, jnp.minimum(skipped, _cut(settings)), 0)
     moved, log_kept = _moved(settings, rows, start, steps)
     ledger = rows.log_keep
     if log_keep is not None and ledger is not None:
         # one exponential of the sum: a factor for each step would be rounded each time, and always the same way
         all_kept = jnp.where(steps == skipped, log_kept, (log_keep - ledger).sum(axis=1))
         moved += moved * jnp.expm1(all_kept - log_kept)[:, None] + rows.values * jnp.expm1(all_kept)[:, None]
-        ledger = jnp.where(skipped[:, None] >= 0, log_keep, ledger)
-    kept1, kept2 = (
-        (jnp.exp(skipped * _log(b, dtype)) * (weight(b, start, dtype) / weight(b, jnp.maximum(now, 1), dtype)))[:, None]
-        for b in (settings.b1, settings.b2)
+        ledger = jnp.where(skipped[:, None] >= 0, log_keep, ledger)  # of itself, so that XLA writes it in place
+    until = jnp.maximum(now, 1)
+    kept1 = jnp.exp(skipped * _log(settings.b1, dtype)) * (
+        _weight(settings.b1, start, dtype) / _weight(settings.b1, until, dtype)
     )
-    return Rows(rows.values + moved, kept1 * rows.mu, kept2 * rows.nu, jnp.maximum(rows.count, now), ledger)
+    ratio2 = _weight(settings.b2, start, dtype) / _weight(settings.b2, until, dtype)
+    root2 = jnp.exp(0.5 * skipped * _log(settings.b2, dtype)) * jnp.sqrt(ratio2)
+    kept2 = jnp.asarray(settings.norm.scale(root2)) ** 2  # of v or of its root
+    return Rows(rows.values, kept1[:, None] * rows.mu, kept2[:, None] * rows.nu, jnp.maximum(rows.count, now), ledger, moved)
 
 
-def weight(decay: ArrayLike, count: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The weight of an average of `count` values at a constant decay, 1 - b^count (Section 3).
+def tick(decay: ArrayLike, count: jax.Array, dtype: DTypeLike) -> Tick:
+    """The clock of rows at their own counts >= 1, (R, 1) each, at a constant decay.
 
-    Args:
-        decay: scalar in [0, 1).
-        count: integers.
-        dtype: of the result.
-
-    Returns:
-        An array like `count`.
-
-    Example:
-        >>> print(weight(0.5, jnp.array([0, 1, 2]), jnp.float32))
-        [0.   0.5  0.75]
+    In closed form, where `clock` goes from step to step: a row that skipped thousands of steps does not go through them.
     """
-    return -jnp.expm1(count * _log(decay, dtype))
+    rate, weight = jnp.asarray(clock.complement(decay), dtype), _weight(decay, count, dtype)[:, None]
+    return Tick(rate, weight, clock.corrected_rate(rate, weight), jnp.ones_like(weight))
 
 
 def log_decay(rate: ArrayLike, weight_decay: ArrayLike, dtype: DTypeLike) -> jax.Array:
-    """The logarithm of 1 - lr weight_decay, finite also where that is not positive.
-
-    Args:
-        rate: learning rates.
-        weight_decay: scalar, or an array like the rates.
-        dtype: of the result.
-
-    Returns:
-        An array like the rates.
-
-    Example:
-        >>> print(jnp.exp(log_decay(0.5, 0.5, jnp.float32)))
-        0.75
-    """
+    """The logarithm of 1 - lr weight_decay, finite also where that is not positive."""
     shrink = jnp.asarray(rate, dtype) * jnp.asarray(weight_decay, dtype)
     return jnp.log1p(-jnp.minimum(shrink, 1.0 - 1e-6))
 
@@ -157,6 +125,7 @@ def _moved(settings: Settings, rows: Rows, start: jax.Array, steps: jax.Array) -
     """What each row's `steps` skipped steps add to its values, beside their decay, and the logarithm of that decay."""
     dtype = rows.mu.dtype
     longest = jnp.max(steps, initial=0)
+    size = settings.norm.size((rows.nu,), settings.norm.full(1.0))  # of which no norm of a table needs the clock
     most = (-0.35 / _log(settings.b2, dtype)).astype(jnp.int32)
 
     def move(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -167,7 +136,7 @@ def _moved(settings: Settings, rows: Rows, start: jax.Array, steps: jax.Array) -
         moved = moved * jnp.exp(sums.log_kept)[:, None]
         for c, x in _two_nodes(sums, x_first):
             eps = jnp.asarray(settings.eps, dtype) * x[:, None]
-            moved -= c[:, None] * moments.direction(rows.mu, moments.root(rows.nu), eps)
+            moved -= c[:, None] * moments.direction(rows.mu, size, eps)
         return after, moved, log_kept + sums.log_kept
 
     start_of_loop = (jnp.zeros_like(longest), jnp.zeros_like(rows.values), jnp.zeros(len(steps), dtype))
@@ -187,10 +156,10 @@ def _band(
 ) -> tuple[_Sums, jax.Array]:
     """Steps done + 1 to after, of which a row takes those up to its `steps`, and x at the first of them."""
     log_b1, log_b2 = _log(settings.b1, dtype), _log(settings.b2, dtype)
-    w1, w2 = weight(settings.b1, start, dtype), weight(settings.b2, start, dtype)
+    w1, w2 = _weight(settings.b1, start, dtype), _weight(settings.b2, start, dtype)
 
     def root_weight2(j: jax.Array) -> jax.Array:  # of w2_{s+j}, without a difference of numbers close to one
-        return jnp.sqrt(w2 + (1.0 - w2) * weight(settings.b2, j, dtype))
+        return jnp.sqrt(w2 + (1.0 - w2) * _weight(settings.b2, j, dtype))
 
     first = done + 1
     root_first = root_weight2(first)
@@ -198,7 +167,7 @@ def _band(
     def add(j: jax.Array, sums: _Sums) -> _Sums:
         taken = j <= steps
         rate = jnp.asarray(clock.at(settings.learning_rate, start + j - 1), dtype)
-        w1_now, root_now = w1 + (1.0 - w1) * weight(settings.b1, j, dtype), root_weight2(j)
+        w1_now, root_now = w1 + (1.0 - w1) * _weight(settings.b1, j, dtype), root_weight2(j)
         decay = jnp.exp(j * (log_b1 - 0.5 * log_b2))
         c = jnp.where(taken, rate * decay * (w1 / w1_now) * (root_now / jnp.sqrt(w2)), 0.0)
         y = root_now * (jnp.exp(0.5 * (first - j) * log_b2) / root_first) - 1.0
@@ -233,22 +202,22 @@ def _two_nodes(sums: _Sums, x_first: jax.Array) -> tuple[tuple[jax.Array, jax.Ar
     spread = jnp.sqrt(jnp.where(single, 1.0, variance))
     half_skew = 0.5 * (third - 3.0 * mean * second + 2.0 * mean**3) / spread**3
     far = jnp.abs(half_skew) + jnp.sqrt(1.0 + half_skew * half_skew)
-    up = jnp.where(
-        half_skew > 0, far, 1.0 / far
-    )  # distance of the upper node from the mean, in spreads; the lower's is 1/up
+    up = jnp.where(half_skew > 0, far, 1.0 / far)  # from the mean to the upper node, in spreads; to the lower it is 1 / up
     spread = jnp.where(single, 0.0, spread)
     low, high = (jnp.clip(y, 0.0, 1.0) for y in (mean - spread / up, mean + spread * up))
     share = 1.0 / (1.0 + up * up)
     return (total * (1.0 - share), x_first * (1.0 + low)), (total * share, x_first * (1.0 + high))
 
 
-def _cut(b1: ArrayLike, b2: ArrayLike) -> ArrayLike:
+def _cut(settings: Settings) -> jax.Array:
     """K: the steps after the first K skipped ones move no coordinate by more than `CUT` learning rates in all."""
-    xp = np if isinstance(b1, (int, float)) and isinstance(b2, (int, float)) else jnp
-    log_rho = xp.log(xp.maximum(b1, 1e-38)) - 0.5 * xp.log(b2)
-    rate1, rate2 = clock.complement(b1), clock.complement(b2)
-    bound = rate1 / xp.sqrt(rate2 * (1.0 - b1 * b1 / b2))
-    return xp.ceil(xp.log(CUT * -xp.expm1(log_rho) / bound) / log_rho).astype(xp.int32)
+    log_rho = _log(settings.b1, jnp.float32) - 0.5 * _log(settings.b2, jnp.float32)
+    return jnp.ceil(jnp.log(CUT * -jnp.expm1(log_rho) / settings.largest_ratio()) / log_rho).astype(jnp.int32)
+
+
+def _weight(decay: ArrayLike, count: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The weight of an average of `count` values at a constant decay, 1 - b^count (Section 3)."""
+    return -jnp.expm1(count * _log(decay, dtype))
 
 
 def _log(decay: ArrayLike, dtype: DTypeLike) -> jax.Array:
