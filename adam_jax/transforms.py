@@ -204,10 +204,8 @@ def _as_data(streams: list[jax.Array], windows: Any, count: jax.Array) -> list[A
         return jax.lax.cond(count < 0, lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(each)), each)
 
     def barrier(windows: Any, _: jax.Array) -> list[Any]:
-        together = jnp.stack(streams)
-        return jax.lax.optimization_barrier(
-            [(together[i], *(x[i] for x in jax.tree.leaves(windows))) for i in range(len(streams))]
-        )
+        arrays = [jnp.stack(streams), *jax.tree.leaves(windows)]
+        return jax.lax.optimization_barrier([tuple(x[i] for x in arrays) for i in range(len(streams))])
 
     found = jax.lax.platform_dependent(windows, count, cpu=branch, default=barrier)
     return found if jax.tree.leaves(windows) else [(stream, ()) for (stream,) in found]

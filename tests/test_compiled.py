@@ -7,8 +7,15 @@ import functools
 import json
 import subprocess
 import sys
+import time
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
+
+import adam_jax
+from adam_jax.bench import forms
 
 ACCELERATORS = ("h100", "b200", "tpu-v5e", "tpu-v6e")
 SLACK = 0.1  # bytes a parameter, for scalars and for what a tiling leaves over
@@ -17,52 +24,103 @@ LIMITS = {
     "adam": ((28, 1), (28, 1)),
     "adam root": ((28, 1), (28, 1)),
     "adam bfloat16": ((20, 1), (20, 1)),
-    "adam int8": ((16, 1), (18, 2)),
+    "adam int8": ((16, 1), (16, 1)),
     "clip, adam": ((32, 2), (32, 2)),
     "skip_nonfinite(adam)": ((32, 2), (32, 2)),
-    "bfloat16 weights, rounded, int8": ((10, 1), (12, 2)),
+    "skip_nonfinite(clip, int8)": (
+        (20, 2),
+        (26, 4),
+    ),  # reads the gradient twice; on TPU codes are written twice
+    "bfloat16 weights, rounded, int8": ((10, 1), (10, 1)),
     "bfloat16 weights, rounded, bfloat16": ((14, 1), (14, 1)),
-    "24-bit weights, int8": ((12, 1), None),
+    "24-bit weights, int8": ((12, 1), (12, 1)),
     "32-bit weights, float32": ((26, 1), (26, 1)),
 }
-CPU = {"adam": 40, "adam root": 44, "adam bfloat16": 28, "adam int8": 24}
+TEMPORARIES = {("skip_nonfinite(clip, int8)", True): 2}  # bytes a parameter, on TPU; none elsewhere
+# form: bytes and temporaries on CPU, where a kernel writes one array
+CPU = {
+    "adam": (40, 0),
+    "adam root": (44, 0),
+    "adam bfloat16": (28, 0),
+    "adam int8": (20, 0),
+    "clip, adam": (44, 0),
+    "24-bit weights, int8": (30, 4),
+    "32-bit weights, float32": (50, 4),
+}
+# form: processor time to lower and to compile 48 leaves of GPT-2's shapes, in Optax's
+MANY = {
+    "cpu": {"adam": (1.5, 1.8), "clip, adam": (2, 2), "adam bfloat16": (6, 6), "adam int8": (5, 8)},
+    "h100": {"adam": (2, 2), "clip, adam": (2, 3), "adam bfloat16": (5, 5), "adam int8": (5, 10)},
+}
 
 
 @functools.cache
-def asked(*arguments: str) -> dict[str, dict]:
-    """The rows of `bench compiled`, by form; a skip that says what to install where there is no compiler."""
+def asked(*arguments: str, every: bool = False, again: int = 0) -> dict[str, dict] | list[dict]:
+    """The rows of `bench compiled`, by form, or every one; a skip that says what to install where there is no compiler."""
+    del again  # an argument so that it is not remembered
     command = [sys.executable, "-m", "adam_jax", "bench", "compiled", "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode == 2 and "no compiler for" in done.stderr:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stderr[-2000:]
-    return {row["form"]: row for row in json.loads(done.stdout)}
+    rows = json.loads(done.stdout)
+    return rows if every else {row["form"]: row for row in rows}
 
 
 @pytest.mark.parametrize("form", LIMITS)
 @pytest.mark.parametrize("target", ACCELERATORS)
 def test_a_step_moves_no_more_than_it_must(target, form):
-    limit = LIMITS[form][target.startswith("tpu")]
-    row = asked("--on", target)[form]
-    if limit is None:
-        pytest.skip("not at its limit on TPU yet")
-    assert row["bytes"] <= limit[0] + SLACK
-    assert row["kernels"] <= limit[1]
-    assert row["temporaries"] <= SLACK
+    on_tpu = target.startswith("tpu")
+    row, (moved, kernels) = asked("--on", target)[form], LIMITS[form][on_tpu]
+    assert row["bytes"] <= moved + SLACK
+    assert row["kernels"] <= kernels
+    assert row["temporaries"] <= TEMPORARIES.get((form, on_tpu), 0) + SLACK
+
+
+@pytest.mark.parametrize("target", ["h100", "tpu-v5e"])
+def test_leaves_of_odd_shapes_move_a_tenth_more_at_most(target):
+    for row in asked("--on", target, "--odd", "--only", "adam int8", every=True):
+        assert row["bytes"] <= 1.1 * (17 if target.startswith("tpu") else 16) + SLACK, row["shape"]
 
 
 @pytest.mark.parametrize("form", CPU)
 def test_a_step_on_cpu_moves_no_more_than_before(form):
-    row = asked("--on", "cpu", "--only", "adam")[form]
-    assert row["bytes"] <= CPU[form] + SLACK
-    assert row["temporaries"] <= SLACK
+    row, (moved, temporaries) = asked("--on", "cpu")[form], CPU[form]
+    assert row["bytes"] <= moved + SLACK
+    assert row["temporaries"] <= temporaries + SLACK
 
 
-@pytest.mark.parametrize("target", ["cpu", "h100"])
+@pytest.mark.parametrize("target", MANY)
 def test_many_leaves_compile_in_a_time_like_optaxs(target):
-    rows = asked("--on", target, "--leaves", "100", "--only", "adam")
-    limits = {"adam": (1.5, 1.5), "clip, adam": (1.5, 1.5), "adam bfloat16": (4, 3), "adam int8": (4, 5)}
-    for form, (lower, compiling) in limits.items():
-        noise = 2  # a clock of a shared machine; what went wrong before was 13 and 55 times
-        assert rows[form]["lower_ratio"] <= noise * lower, form
-        assert rows[form]["compile_ratio"] <= noise * compiling, form
+    rows, slow = {}, []
+    for noisy in range(3):  # processor time, but of a machine that may be busy
+        rows = asked("--on", target, "--leaves", "48", "--only", "adam", again=noisy)
+        if not (slow := [form for form in MANY[target] if not _in_time(rows[form], *MANY[target][form])]):
+            return
+    pytest.fail(f"{slow}: {[rows[form] for form in slow]}")
+
+
+def test_compile_time_on_cpu_is_linear_in_the_number_of_leaves():
+    few, many = (asked("--on", "cpu", "--leaves", n, "--only", "adam int8")["adam int8"] for n in ("24", "96"))
+    assert many["compile"] < 8 * few["compile"]
+    assert many["lower"] < 8 * few["lower"]
+
+
+def test_skipping_steps_is_traced_as_fast_as_optaxs():
+    params = [jax.ShapeDtypeStruct((2,), jnp.float32)] * 600
+
+    def seconds(tx):
+        state = jax.eval_shape(tx.init, params)
+        jax.clear_caches()
+        began = time.process_time()
+        jax.jit(forms.step_of(tx)).trace(params, state, params)
+        return time.process_time() - began
+
+    ours = adam_jax.skip_nonfinite(adam_jax.adam(1e-3))
+    optaxs = optax.with_extra_args_support(optax.apply_if_finite(optax.adam(1e-3), 5))
+    ratios = [seconds(ours) / seconds(optaxs) for _ in range(3)]
+    assert min(ratios) < 1.3, ratios
+
+
+def _in_time(row, lower, compiling):
+    return row["lower_ratio"] <= lower and row["compile_ratio"] <= compiling

@@ -390,8 +390,8 @@ def test_draws_are_the_same_bits_jitted_or_not():
 
 @BOTH
 def test_compiling_moves_one_code_in_a_thousand_at_most(how):
-    # where a compiler makes one rounding (FMA) of a product and a sum among the scalars, float32 moments differ in their last
-    # bits, and a code where a draw falls between the two. Unbiased rounding forgets it again.
+    # where a compiler makes one rounding (FMA) of a product and a sum among the scalars, float32 moments differ in their
+    # last bits, and a code where a draw falls between the two. Unbiased rounding forgets it again.
     params = jnp.ones(1 << 16)
 
     def apart(tx: Any, steps: int) -> list[float]:

@@ -51,7 +51,7 @@ def _forms() -> list[Form]:
         ("clip, adam", optax.chain(clip, ours(1e-3)), f32, 32),
         ("optax apply_if_finite(adam)", optax.apply_if_finite(optax.adam(1e-3), 5), f32, 32),
         ("skip_nonfinite(adam)", adam_jax.skip_nonfinite(ours(1e-3)), f32, 32),
-        ("skip_nonfinite(clip, int8)", adam_jax.skip_nonfinite(optax.chain(clip, int8)), f32, 24),
+        ("skip_nonfinite(clip, int8)", adam_jax.skip_nonfinite(optax.chain(clip, int8)), f32, 20),
         ("bfloat16 weights, rounded, int8", low(int8), b16, 10),
         ("bfloat16 weights, rounded, bfloat16", low(bfloat16), b16, 14),
         ("24-bit weights, int8", low(int8, residual=8), b16, 12),
