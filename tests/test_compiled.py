@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ MANY = {
 
 
 @functools.cache
-def asked(*arguments: str, every: bool = False, again: int = 0) -> dict[str, dict] | list[dict]:
+def asked(*arguments: str, every: bool = False, again: int = 0) -> Any:
     """The rows of `bench compiled`, by form, or every one; a skip that says what to install where there is no compiler."""
     del again  # an argument so that it is not remembered
     command = [sys.executable, "-m", "adam_jax", "bench", "compiled", "--json", *arguments]
