@@ -39,7 +39,7 @@ def test_tables_are_printed_and_drawn_and_come_as_json(tmp_path, capsys):
     wanted = ["training", "--only", "masked", "--seeds", "1", "--steps", "3"]
     assert command.main([*wanted, "--json", "--plot", str(drawn)]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert row["problem"] == "net on digits, masked AdamW"
+    assert row["problem"] == "ReLU net on digits, masked AdamW"
     assert 0 < row["optax"]["median"] < 1e-3
     assert matplotlib.image.imread(drawn).std() > 0.05
     assert command.main(wanted) == 0

@@ -69,7 +69,7 @@ def _parser() -> _Parser:
     one.add_argument("--list", action="store_true", help="say what would be run")
     one = add("training", "float32 runs against the same in float64: error of the loss; a few minutes", _training)
     one.add_argument("--seeds", type=_count, default=5, metavar="N", help="how many (default 5)")
-    one.add_argument("--steps", type=_count, metavar="N", help="of each run (default 300)")
+    one.add_argument("--steps", type=_count, metavar="N", help="of each run (default: 300, or 2000 of the longer one)")
     one.add_argument("--only", default="", metavar="TEXT", help="problems whose name contains it")
     one.add_argument("--plot", type=Path, metavar="FILE", help="draw the errors into this file")
     one = add("steps", "time, bytes and memory of a step on this machine, beside Optax and what is installed", _steps)
