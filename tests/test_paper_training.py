@@ -110,7 +110,7 @@ def _one_example_changed() -> np.ndarray:
         {"problem": problems.logistic(6, 3, noise=0.5)},
         {"problem": problems.logistic(6, 3, noise=0.25, scale=1.0)},
     ],
-    ids=str,
+    ids=["epochs", "all of x", "one of x", "y", "noise", "scale"],
 )
 def test_work_of_other_settings_or_data_is_kept_and_not_used(tmp_path, other):
     training.train(_job(epochs=1), folder=tmp_path)
