@@ -150,6 +150,10 @@ class Storage:
     seed: int = 0
     marker: type = OwnCodes
 
+    def __post_init__(self) -> None:
+        checks.whole("smallest", self.smallest, 0)
+        checks.whole("seed", self.seed, 0)
+
     @property
     def narrow(self) -> bool:
         """Whether second moments are rounded to few bits, and so kept as roots."""
@@ -329,8 +333,6 @@ def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
         [1 1 1.00781 1.00781]
     """
     code = ROUNDED[np.dtype(jnp.bfloat16)]
-    checks.whole("smallest", smallest, 0)
-    checks.whole("seed", seed, 0)
     return Storage(code, code, smallest, seed, Bfloat16Codes)
 
 
@@ -349,8 +351,6 @@ def int8(*, smallest: int = SMALLEST, seed: int = 0) -> Storage:
         >>> print(scale_by_adam(storage=int8(smallest=0)).init(jnp.ones(3)).mu)
         [0 0 0]
     """
-    checks.whole("smallest", smallest, 0)
-    checks.whole("seed", seed, 0)
     return Int8(smallest=smallest, seed=seed)
 
 
