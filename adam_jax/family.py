@@ -66,6 +66,7 @@ def scale_by_adam(
         >>> print(updates["w"])
         [ 1. -1.]
     """
+    checks.flag("bias_correction", bias_correction)
     norm = norms.Square(_number(eps_root, "eps_root"))
     return scale_by_norm(
         norm, b1, b2, eps, mu_dtype=mu_dtype, storage=storage, nesterov=nesterov, correct_mu=bias_correction,
@@ -109,6 +110,7 @@ def scale_by_adamax(
         [ 0. -1.]
     """
     checks.at_least("eps", eps, 0.0)
+    checks.flag("bias_correction", bias_correction)
     return scale_by_norm(
         norms.Infinity(eps), b1, b2, 0.0, mu_dtype=mu_dtype, storage=storage, nesterov=nesterov, correct_mu=bias_correction
     )
@@ -154,6 +156,7 @@ def scale_by_lp(
         [1.]
     """
     checks.at_least("p", p, 1.0)
+    checks.flag("bias_correction", bias_correction)
     return scale_by_norm(
         norms.Power(p), b1, b2, eps, mu_dtype=mu_dtype, storage=storage, nesterov=nesterov, correct_mu=bias_correction,
         correct_nu=bias_correction,
@@ -207,6 +210,8 @@ def scale_by_amsgrad(
         [4.]
     """
     checks.one_of("max_of", max_of, ("raw", "corrected"))
+    checks.flag("bias_correction_mu", bias_correction_mu)
+    checks.flag("bias_correction_nu", bias_correction_nu)
     norm = norms.Largest(norms.Square(_number(eps_root, "eps_root")), raw=max_of == "raw" and bias_correction_nu)
     return scale_by_norm(
         norm, b1, b2, eps, mu_dtype=mu_dtype, storage=storage, nesterov=nesterov, correct_mu=bias_correction_mu,

@@ -60,7 +60,8 @@ def in_float32(
         the float32 weights are the params; `set_master_params` starts from others.
 
     Raises:
-        ValueError: for another `residual`, or a seed that is no integer; from `init` and `update`, for weights narrower than
+        TypeError: for a seed that is no integer.
+        ValueError: for another `residual`; from `init` and `update`, for weights narrower than
             float32 of a dtype not named above; from `update`, where the params are not given or their dtype has changed.
 
     Example:
@@ -73,10 +74,9 @@ def in_float32(
         bfloat16 [0.996094 1] 0.999
         bfloat16 [1] 0.999
     """
-    if residual not in (0, 8, 16) or isinstance(residual, bool):
+    if checks.whole("residual", residual) not in (0, 8, 16):
         raise ValueError(f"residual must be 0, 8 or 16, the bits that are kept of each weight, got {residual!r}")
-    if isinstance(seed, bool) or not jnp.issubdtype(jnp.result_type(seed), jnp.integer):
-        raise ValueError(f"seed must be an integer, got {seed!r}")
+    checks.seed("seed", seed)
     checks.transformation("tx", tx)
     inside = optax.with_extra_args_support(tx)
     allowed = (jnp.bfloat16,) if residual else (jnp.bfloat16, jnp.float16)

@@ -138,12 +138,8 @@ def scale_by_norm(
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args
         _check(state, state_type, form)
-        count, mu, *nus, mu_weight, nu_weight, codes, _ = state
-        rate1, rate2 = (clock.complement(clock.at(b, count)) for b in (b1, b2))
-        m = clock.tick(rate1, mu_weight, count, corrected=correct_mu)
-        v = norm.tick(rate2, nu_weight, count, corrected=correct_nu)
-        next_rate = clock.complement(clock.at(b1, clock.next_count(count)))
-        after = clock.tick(next_rate, m.weight, 1, corrected=correct_mu) if nesterov else m
+        count, mu, *nus, _, _, codes, _ = state
+        m, v, after = _ticks(norm, b1, b2, state, correct_mu=correct_mu, correct_nu=correct_nu)
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
         k = _Scalars(m, v, after, jnp.asarray(eps, jnp.result_type(m.weight)) * scale)
         limits = _limits(norm, codes, k, count) if choice.narrow else Limits()
@@ -173,6 +169,16 @@ def scale_by_norm(
         return updates, state_type(clock.next_count(count), *kept, m.weight, v.weight, codes, form)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _ticks(norm: Norm, b1: Decay, b2: Decay, state: Any, *, correct_mu: bool, correct_nu: bool) -> tuple[Tick, Tick, Tick]:
+    """The clocks of one step: the first moment's, the second's, and the first's one step later."""
+    count = state.count
+    rate1, rate2 = (clock.complement(clock.at(b, count)) for b in (b1, b2))
+    m = clock.tick(rate1, state.mu_weight, count, corrected=correct_mu)
+    v = norm.tick(rate2, state.nu_weight, count, corrected=correct_nu)
+    next_rate = clock.complement(clock.at(b1, clock.next_count(count)))
+    return m, v, clock.tick(next_rate, m.weight, 1, corrected=correct_mu)
 
 
 def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any, count: jax.Array) -> list[tuple[Storage, Any, Any]]:

@@ -101,7 +101,7 @@ REQUIRED = {
     "encode": jnp.add,
     "decode": jnp.abs,
 }
-READERS = {"plot_history", "record"}  # of what was measured: they build nothing
+READERS = {"plot_history", "record", "grow", "drop"}  # of what was measured or trained: they build nothing
 
 
 def _public() -> dict[str, Callable]:

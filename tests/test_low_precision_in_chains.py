@@ -165,7 +165,7 @@ def test_errors_say_what_is_wrong():
     params = {"w": jnp.ones(2, jnp.float16)}
     with pytest.raises(ValueError, match=r"residual must be 0, 8 or 16, .* got 4"):
         adam_jax.in_float32(as_they_are, 4)
-    with pytest.raises(ValueError, match=r"seed must be an integer, got 0.5"):
+    with pytest.raises(TypeError, match=r"seed must be a whole number, got 0\.5"):
         adam_jax.in_float32(as_they_are, seed=0.5)
     with pytest.raises(ValueError, match=r"with a residual needs weights of bfloat16, .* got float16 at \['w'\]"):
         adam_jax.in_float32(as_they_are, 16).init(params)

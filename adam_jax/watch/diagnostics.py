@@ -188,10 +188,10 @@ def watch_adam(
         1.00 0.10 1.00
     """
     checks.scalar("learning_rate", learning_rate, 0.0)
-    checks.decay("b1", b1)
-    checks.decay("b2", b2)
-    checks.at_least("eps", eps, 0.0)
-    checks.at_least("eps_root", eps_root, 0.0)
+    for name, decay in {"b1": b1, "b2": b2}.items():
+        checks.decay(name, decay)
+    for name, number in {"eps": eps, "eps_root": eps_root}.items():
+        checks.at_least(name, number, 0.0)
     if p is not None:
         checks.at_least("p", p, 1.0)
     is_corrected = checks.flag("bias_correction", bias_correction)
@@ -202,9 +202,8 @@ def watch_adam(
         node = trees.only(state, _ADAMS, where, "pass the state of a chain with scale_by_adam or its family")
         norm, last = _norm_of(node, p), jnp.maximum(jnp.asarray(node.count) - 1, 0)
         rate1, rate2 = (jnp.asarray(clock.complement(clock.at(b, last)), jnp.float32) for b in (b1, b2))
-        spike = rate1 * clock.corrected_rate(
-            1.0, norm.shares(norm.full(rate2))[1]
-        )  # the gradient is non-zero at one step only
+        # of a gradient that is non-zero at one step only
+        spike = rate1 * clock.corrected_rate(1.0, norm.shares(norm.full(rate2))[1])
         bound, supremum = jnp.maximum(1.0, spike), norm.largest_ratio(rate1, rate2)
         alpha = jnp.asarray(clock.at(learning_rate, last), jnp.float32)
         mu_weight, nu_weight = _weights(node, rate1, rate2)
@@ -214,11 +213,9 @@ def watch_adam(
         k = ToSteps(*(jnp.asarray(value, jnp.float32) for value in k))
         plain = isinstance(eps_root, (int, float)) and eps_root == 0
         given = [None if tree is None else _by_path(tree) for tree in (gradients, params, updates)]
-        leaves = watched_leaves(node, storage)
-        sums = []
-        for leaf in leaves:
-            others = [None if tree is None else _lookup(tree, leaf) for tree in given]
-            sums.append(leaf_sums(leaf, others, k, rooted=not isinstance(norm, norms.Square), plain=plain))
+        leaves, rooted = watched_leaves(node, storage), not isinstance(norm, norms.Square)
+        beside = [[None if tree is None else _lookup(tree, leaf) for tree in given] for leaf in leaves]
+        sums = [leaf_sums(*both, k, rooted=rooted, plain=plain) for both in zip(leaves, beside, strict=True)]
         sizes = [leaf.kept.mu.size for leaf in leaves]
         known = tuple(tree is not None for tree in given)
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *sums, add(sums))
