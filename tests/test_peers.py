@@ -70,7 +70,7 @@ def test_pytorchs_nadam_agrees_where_its_momentum_is_constant():
 
 @pytest.mark.usefixtures("float64")
 def test_pytorchs_defaults_are_adam_defaults_torch():
-    np.testing.assert_allclose(ours(adam_jax.adam(**adam_jax.adam_defaults("torch"))), torchs("Adam"), rtol=1e-12)
+    np.testing.assert_allclose(ours(adam_jax.adam(**adam_jax.interop.adam_defaults("torch"))), torchs("Adam"), rtol=1e-12)
 
 
 @pytest.mark.usefixtures("float64")
@@ -85,7 +85,7 @@ def test_kerass_adam_is_adam_defaults_keras():
     for g in gradients:
         optimizer.apply([keras.ops.convert_to_tensor(g.astype(np.float32))])
     theirs = variable.value.detach().numpy()
-    settings = adam_jax.adam_defaults("keras")
+    settings = adam_jax.interop.adam_defaults("keras")
     distance = 60 * settings["learning_rate"]
     # Keras computes in float32: 1e-4 of the way gone, where the other place of epsilon is 3e-2 of it
     np.testing.assert_allclose(ours(adam_jax.adam(**settings), gradients), theirs, atol=1e-4 * distance + 3e-7)
