@@ -158,7 +158,9 @@ def test_two_and_four_processes_train_the_papers_net_with_zero_1_to_the_same_bit
     start = jax.tree.leaves(problems.perceptron(784, 10).init(jax.random.key(0)))
     for a, b, p in zip(alone, _numbers(first, "zero 1", alone), start, strict=True):
         assert np.max(np.abs(a - p)) > LEARNING_RATE
-        assert np.max(np.abs(a - b)) < 5e-3 * LEARNING_RATE  # one process sums gradients in another order
+        # one process sums gradients in another order: the worst of a million weights is 3e-3 to 8e-3 off, by seed and JAX
+        assert np.max(np.abs(a - b)) < 1e-2 * LEARNING_RATE
+        assert np.quantile(np.abs(a - b), 0.9999) < 1e-3 * LEARNING_RATE
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Orbax's own
