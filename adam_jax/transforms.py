@@ -126,11 +126,7 @@ def scale_by_norm(
     ahead = _look_ahead if nesterov else _as_it_is
 
     def init(params: Any) -> Any:
-        def empty(moment: int, at: trees.At, leaf: Any) -> jax.Array:
-            leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-            return choice.new(at, leaf).empty(leaf, moments.accumulator_dtype(leaf.dtype), moment)
-
-        mu, *nus = (trees.map_params(functools.partial(empty, i), params) for i in range(1 + norm.slots))
+        mu, *nus = (_empty(choice, i, params) for i in range(1 + norm.slots))
         trained = sum(not trees.is_absent(leaf) for leaf in jax.tree.leaves(mu))
         codes = first_codes(trained, norm.slots) if choice.narrow else ()
         return state_type(jnp.zeros([], jnp.int32), mu, *nus, jnp.zeros([]), jnp.zeros([]), codes, form)
@@ -156,10 +152,8 @@ def scale_by_norm(
                 return None, held.mu, *held.nus
             if how.rounds:
                 trees.check_whole(at, jnp.asarray(g))
-            of_leaf = norm.rooted(coarse=True) if how.narrow else norm
-            u, new = _leaf_step(
-                how, ahead, of_leaf, jnp.asarray(g), Kept(kept[0], kept[1:], windows), k, limits, count, stream
-            )
+            of_leaf, old = norm.rooted(coarse=True) if how.narrow else norm, Kept(kept[0], kept[1:], windows)
+            u, new = _leaf_step(how, ahead, of_leaf, jnp.asarray(g), old, k, limits, count, stream)
             extremes[at.number] = new.windows
             return u, new.mu, *new.nus
 
@@ -169,6 +163,16 @@ def scale_by_norm(
         return updates, state_type(clock.next_count(count), *kept, m.weight, v.weight, codes, form)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _empty(choice: Choice, moment: int, params: Any) -> Any:
+    """A tree like the params of what is kept of moments of zero."""
+
+    def empty(at: trees.At, leaf: Any) -> jax.Array:
+        leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+        return choice.new(at, leaf).empty(leaf, moments.accumulator_dtype(leaf.dtype), moment)
+
+    return trees.map_params(empty, params)
 
 
 def _ticks(norm: Norm, b1: Decay, b2: Decay, state: Any, *, correct_mu: bool, correct_nu: bool) -> tuple[Tick, Tick, Tick]:

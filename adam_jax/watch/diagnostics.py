@@ -210,8 +210,7 @@ def watch_adam(
         k = _settings(node, norm, mu_weight, nu_weight, is_corrected=is_corrected, is_raw=max_of == "raw")
         at_eps = clock.corrected_rate(1.0, norm.size_scale(nu_weight)) if is_hat else 1.0
         k = k._replace(eps=0.0 if isinstance(norm, norms.Infinity) else at_eps * eps, eps_root=eps_root, bound=bound)
-        k = ToSteps(*(jnp.asarray(value, jnp.float32) for value in k))
-        plain = isinstance(eps_root, (int, float)) and eps_root == 0
+        k, plain = ToSteps(*(jnp.asarray(x, jnp.float32) for x in k)), isinstance(eps_root, (int, float)) and eps_root == 0
         given = [None if tree is None else _by_path(tree) for tree in (gradients, params, updates)]
         leaves, rooted = watched_leaves(node, storage), not isinstance(norm, norms.Square)
         beside = [[None if tree is None else _lookup(tree, leaf) for tree in given] for leaf in leaves]
