@@ -183,7 +183,7 @@ def direction(m: jax.Array, size: jax.Array, eps: ArrayLike) -> jax.Array:
 
 @jax.custom_jvp
 def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
-    """A / b, whose derivatives, too, stay in range: without b^2, which is not where b is 1e20 or 1e-20."""
+    """The quotient a / b, whose derivatives, too, stay in range: without b^2, which is not where b is 1e20 or 1e-20."""
     return a / b
 
 

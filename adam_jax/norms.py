@@ -321,6 +321,6 @@ class Largest(Norm):
 
 
 def _conjugate(p: ArrayLike) -> jax.Array:
-    """Q with 1/p + 1/q = 1, as far as a power can use it."""
+    """The q with 1/p + 1/q = 1, as far as a power can use it."""
     rest = 1.0 - 1.0 / jnp.asarray(p)
     return jnp.minimum(1.0 / jnp.maximum(rest, 1e-6), 1e6)

@@ -57,9 +57,8 @@ def draws(shape: tuple[int, ...], stream: ArrayLike, count: ArrayLike) -> jax.Ar
     index = jnp.zeros(shape, jnp.uint32) if shape else stream
     for axis in reversed(range(len(shape))):
         along = jax.lax.iota(jnp.uint32, shape[axis]) * np.uint32(stride % 2**32)
-        along = (
-            along if axis else along + stream
-        )  # on TPU an array beside the kernel: so the stream is no operand of its own
+        if axis == 0:  # on TPU an array beside the kernel: so the stream is no operand of its own
+            along += stream
         index += jax.lax.broadcast_in_dim(along, shape, (axis,))
         stride *= shape[axis]
     return draws_at(index, np.uint32(0), count)
@@ -91,9 +90,8 @@ def stochastic(x: jax.Array, bits: jax.Array, drop: int, rest: jax.Array | None 
     elif drop < 15:
         raised = _bits_of(_signed(bits >> np.uint32(16 - drop)) + _units(x, rest) >> 16)
     else:  # where that sum would not fit
-        raised = (bits >> np.uint32(32 - drop)) + _bits_of(
-            _signed(bits << np.uint32(drop) >> np.uint32(16)) + _units(x, rest) >> 16
-        )
+        low = _signed(bits << np.uint32(drop) >> np.uint32(16))
+        raised = (bits >> np.uint32(32 - drop)) + _bits_of(low + _units(x, rest) >> 16)
     keep = np.uint32(2**32 - 2**drop)
     largest = EXPONENT - np.uint32(2**drop)  # of the numbers left; it, infinities and NaN are cut, not raised
     quiet = jnp.minimum(bare & ~keep, 1) << 22  # a NaN with no other bit stays one; the largest numbers have that bit
