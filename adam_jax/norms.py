@@ -20,7 +20,20 @@ from jax.typing import ArrayLike
 from adam_jax import clock, moments
 from adam_jax.clock import Tick
 
-__all__ = ["Infinity", "Largest", "Maxima", "Norm", "Power", "Powers", "Root", "Roots", "Square", "Squares"]
+__all__ = [
+    "CorrectedRoots",
+    "CorrectedSquares",
+    "Infinity",
+    "Largest",
+    "Maxima",
+    "Norm",
+    "Power",
+    "Powers",
+    "Root",
+    "Roots",
+    "Square",
+    "Squares",
+]
 
 UNBOUNDED = 1e30  # where bounds stop growing, so that they stay numbers and come down when the decays do
 Nus = tuple[jax.Array, ...]
@@ -36,6 +49,14 @@ class Roots(NamedTuple):
     """A state's `form`: `nu` is sqrt(v)."""
 
     codes: Any = ()
+
+
+class CorrectedSquares(Squares):
+    """`Squares` of AMSGrad, where `nu_max` is the largest `nu` as it is kept, and not the largest raw one."""
+
+
+class CorrectedRoots(Roots):
+    """`Roots` of AMSGrad, likewise."""
 
 
 class Maxima(NamedTuple):
@@ -275,7 +296,8 @@ class Largest(Norm):
 
     @property
     def form(self) -> type:
-        return self.of.form
+        form = self.of.form
+        return form if self.raw else {Squares: CorrectedSquares, Roots: CorrectedRoots}.get(form, form)
 
     @property
     def squares(self) -> int:

@@ -205,7 +205,8 @@ def _change(given: Any, held: Any) -> Any:
     """The function that makes second moments of one form those of another."""
     if type(given) is type(held):
         return lambda nu: nu
-    if {type(given), type(held)} == {norms.Squares, norms.Roots}:
+    pairs = ({norms.Squares, norms.Roots}, {norms.CorrectedSquares, norms.CorrectedRoots})
+    if {type(given), type(held)} in pairs:
         return jnp.sqrt if isinstance(given, norms.Squares) else jnp.square
     raise ValueError(f"moments must be of the norm that the state has, {held}, got {given}")
 

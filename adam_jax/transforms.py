@@ -273,7 +273,8 @@ def _check(state: Any, state_type: type, form: Any) -> None:
         raise TypeError(f"state must be a {state_type.__name__}, as init makes it, got {got}{advice}")
     if jax.tree.structure(state.form) != jax.tree.structure(form):
         path = next((jax.tree_util.keystr(keys) for keys, _ in trees.with_paths(state.mu)), "")
+        name = "max_of" if isinstance(state.form, type(form)) != isinstance(form, type(state.form)) else "storage"
         raise ValueError(
-            f"storage must be as it was at init: the state keeps {state.form} from {path or 'the root'} on, but this "
+            f"{name} must be as it was at init: the state keeps {state.form} from {path or 'the root'} on, but this "
             f"transformation {form}"
         )

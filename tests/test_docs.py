@@ -20,7 +20,8 @@ import adam_jax
 NAMES = ("checkpoints", "interop", "norms", "online", "shardings", "storage", "surgery", "tables", "watch")
 MODULES = [adam_jax, *(importlib.import_module(f"adam_jax.{name}") for name in NAMES)]
 # of norms and storage, what the step reads; the rest is for users
-INTERNAL = {"Choice", "Codes", "Int8", "Kept", "Limits", "Maxima", "Moving", "Powers", "Roots", "Squares", "first_codes"}
+INTERNAL = {"Choice", "Codes", "CorrectedRoots", "CorrectedSquares", "Int8", "Kept", "Limits", "Maxima", "Moving"}
+INTERNAL |= {"Powers", "Roots", "Squares", "first_codes"}
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in MODULES

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import adam_jax
-from adam_jax import interop
+from adam_jax import checkpoints, interop, surgery
 
 STEPS = 20  # there, and as many here
 RNG = np.random.default_rng(0)
@@ -116,6 +116,45 @@ def test_moments_find_the_leaves_that_a_mask_leaves():
     assert isinstance(moved.inner_state.mu["b"], optax.MaskedNode)
 
 
+@pytest.mark.parametrize("kept", [None, "root"])
+def test_amsgrad_of_optax_is_that_of_the_corrected_moments_both_ways(kept, dtype):
+    here = adam_jax.amsgrad(LR, B1, B2, EPS, max_of="corrected", storage=kept)
+    there = optax.amsgrad(LR, B1, B2, EPS)
+    params = _cast(START, dtype)
+    middle, state = _ours(there, params, there.init(params), GRADIENTS[:STEPS], dtype)
+    end, _ = _ours(there, middle, state, GRADIENTS[STEPS:], dtype)
+    moved = interop.from_optax(state, here, middle, B1, B2)
+    _assert_close(_ours(here, middle, moved, GRADIENTS[STEPS:], dtype)[0], end, dtype)
+    back = interop.to_optax(moved, there, middle)
+    _assert_close(_ours(there, middle, back, GRADIENTS[STEPS:], dtype)[0], end, dtype)
+
+
+def test_one_adam_of_several_is_chosen_by_its_path_and_the_others_start_anew():
+    def two(module: Any) -> Any:
+        both = {name: module.adam(optax.exponential_decay(LR, 10, 0.5), b1) for name, b1 in (("slow", B1), ("fast", 0.5))}
+        return optax.MultiSteps(optax.partition(both, {"w": "slow", "b": "fast"}), 1)
+
+    here, there, params = two(adam_jax), two(optax), _cast(START, "float32")
+    middle, state = _ours(there, params, there.init(params), GRADIENTS[:STEPS], "float32")
+    with pytest.raises(ValueError, match=r"state holds 2 ScaleByAdamStates: choose one with where=.*'fast'"):
+        interop.from_optax(state, here, middle)
+    slow, fast = (
+        interop.from_optax(state, here, middle, b1, where=f"'{name}'") for name, b1 in (("slow", B1), ("fast", 0.5))
+    )
+    assert [int(surgery.read_moments(slow, where=f"'{name}'").count) for name in ("slow", "fast")] == [STEPS, 0]
+    assert slow.gradient_step == STEPS
+    moved = surgery.write_moments(slow, surgery.read_moments(fast, where="'fast'"), where="'fast'")
+    end = _ours(there, middle, state, GRADIENTS[STEPS:], "float32")[0]
+    _assert_close(_ours(here, middle, moved, GRADIENTS[STEPS:], "float32")[0], end, "float32")
+
+    back = interop.to_optax(moved, there, middle, where="'slow'").inner_opt_state.inner_states
+    wanted = state.inner_opt_state.inner_states
+    for name, steps in (("slow", STEPS), ("fast", 0)):
+        ((adam, schedule),) = (back[name].inner_state,)
+        assert (adam.count, schedule.count) == (steps, STEPS)
+    np.testing.assert_allclose(back["slow"].inner_state[0].mu["w"], wanted["slow"].inner_state[0].mu["w"], rtol=1e-6)
+
+
 # PyTorch
 
 
@@ -203,10 +242,51 @@ def test_what_has_no_counterpart_is_refused_by_name():
         convert(groups)
     with pytest.raises(ValueError, match=r"mu must have the state's shape \(3,\) at \['y'\], got \(2,\)"):
         interop.from_torch(_state_dict(), tx, {**params, "y": jnp.zeros(3)}, order=order)
-    with pytest.raises(ValueError, match=r"state must hold exactly one optax.ScaleByAdamState, got 0"):
+    with pytest.raises(
+        ValueError, match=r"state must hold a ScaleByAdamState or ScaleByAmsgradState, got none: it must be of optax"
+    ):
         interop.from_optax(optax.sgd(0.1).init(params), tx, params)
-    with pytest.raises(ValueError, match=r"state must hold exactly one adam_jax.ScaleByAdamState or .*, got 2"):
+    with pytest.raises(ValueError, match=r"state holds 2 ScaleByAdamStates: choose one with where="):
         interop.to_optax((tx.init(params), tx.init(params)), optax.adam(0.1), params)
+
+
+@pytest.mark.parametrize("order", [{"x": 0, "y": 1}, {"x": 1, "y": 0}])
+def test_what_the_adam_does_not_train_need_not_agree(order):
+    params, state_dict = {"x": jnp.zeros(2), "y": jnp.zeros(2)}, _state_dict()
+    state_dict["param_groups"] = [
+        {**state_dict["param_groups"][0], "params": [i], "betas": (0.9, 0.5 + i / 4)} for i in range(2)
+    ]
+    state_dict["state"][0] = {"step": np.float32(3), "exp_avg": np.ones(2), "exp_avg_sq": np.full(2, 0.875)}
+    name = next(name for name, position in order.items() if position == 0)
+    tx = optax.masked(adam_jax.scale_by_adam(), {other: other == name for other in order})
+    moved = interop.from_torch(state_dict, tx, params, order=order)
+    assert moved.inner_state.count == 3
+    np.testing.assert_allclose(moved.inner_state.nu[name], 1.0, rtol=1e-6)  # 1 - 0.5^3
+    two = optax.partition({"x": adam_jax.adam(), "y": adam_jax.adam()}, {"x": "x", "y": "y"})
+    chosen = interop.from_torch(state_dict, two, params, order=order, where=f"'{name}'")
+    jax.tree.map(np.testing.assert_array_equal, surgery.read_moments(chosen, where=f"'{name}'").nu[name], jnp.ones(2))
+    back = interop.to_torch(moved, state_dict, params, order=order)["state"]
+    assert back[1] is state_dict["state"][1]
+    assert set(back[0]) == {"step", "exp_avg", "exp_avg_sq"}
+    np.testing.assert_allclose(back[0]["exp_avg_sq"], 0.875, rtol=1e-6)
+
+
+def test_a_maximum_of_corrected_moments_is_refused_where_pytorch_and_keras_have_raw_ones():
+    tx, params, order = adam_jax.amsgrad(max_of="corrected"), {"x": jnp.zeros(2), "y": jnp.zeros(2)}, {"x": 0, "y": 1}
+    there = _state_dict(amsgrad=True)
+    for moments in there["state"].values():
+        moments["max_exp_avg_sq"] = np.zeros(2)
+    message = "max_of must be 'raw', as the others' AMSGrad has it, got 'corrected'"
+    with pytest.raises(ValueError, match=message):
+        interop.from_torch(there, tx, params, order=order)
+    with pytest.raises(ValueError, match=message):
+        interop.to_torch(tx.init(params), there, params, order=order)
+    with pytest.raises(ValueError, match="max_of must be 'corrected'"):
+        interop.from_optax(optax.amsgrad(LR).init(params), adam_jax.amsgrad(), params)
+    with pytest.raises(ValueError, match="max_of must be as it was at init: the state keeps Squares"):
+        tx.update(params, adam_jax.amsgrad().init(params))
+    with pytest.raises(ValueError, match=r"AmsgradState, Squares.* but tx keeps ScaleByAmsgradState, CorrectedSquares"):
+        checkpoints.check_state(checkpoints.describe_state(adam_jax.amsgrad(), params), tx, params)
 
 
 def test_sparse_adam_is_accepted_only_knowingly(torch):

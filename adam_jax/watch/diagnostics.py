@@ -236,7 +236,13 @@ def watch_adam(
 
 
 _ADAMS = (ScaleByAdamState, ScaleByAmsgradState, optax.ScaleByAdamState)
-_NORMS = {norms.Squares: norms.Square, norms.Roots: norms.Root, norms.Maxima: norms.Infinity}
+_NORMS: dict[type, Any] = {
+    norms.Squares: norms.Square,
+    norms.CorrectedSquares: norms.Square,
+    norms.Roots: norms.Root,
+    norms.CorrectedRoots: norms.Root,
+    norms.Maxima: norms.Infinity,
+}
 
 
 def _norm_of(node: Any, p: ArrayLike | None) -> norms.Norm:
