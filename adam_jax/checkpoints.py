@@ -1,7 +1,21 @@
 """What a checkpointer does not know: what the arrays of a state mean, written down, and compared before they are read.
 
 Saving and restoring is Orbax's. It casts arrays saved in another dtype without a word, and squares read as roots have the
-same dtype: the step would be wrong, and nothing would say so.
+same dtype: the step would be wrong, and nothing would say so. A restored state has the markers of the state that was asked
+for, so no step can tell either: what a state means must be saved beside it, and compared before it is read. With Orbax's
+`CheckpointManager`, on any number of devices and processes::
+
+    def save(manager, step, tx, params, state):
+        meaning = ocp.args.JsonSave(describe_state(tx, params))
+        manager.save(step, args=ocp.args.Composite(meaning=meaning, run=ocp.args.StandardSave((params, state))))
+
+    def restore(manager, step, tx, params):  # params: arrays, or ShapeDtypeStructs with shardings, where they are to be
+        check_state(manager.restore(step, args=ocp.args.Composite(meaning=ocp.args.JsonRestore()))["meaning"], tx, params)
+        like = jax.tree.map(_struct, jax.eval_shape(tx.init, params), state_shardings(tx, params))
+        return manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore((params, like))))["run"]
+
+    def _struct(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 """
 
 from typing import Any

@@ -57,7 +57,8 @@ def gradient_shardings(params: Any, *, zero1: Axes = None) -> Any:
 
     The state's shardings alone do not decide what is sent. With gradients and params constrained to these shardings, and new
     params to these and then to their own, a step sends what ZeRO-1 needs, one reduce-scatter of gradients and one all-gather
-    of params in their dtype, and takes the replicated run's values in every bit::
+    of params in their dtype, and takes the replicated run's values in every bit (but for the order in which a global norm is
+    summed and, on CPUs, last bits of shards below 64 numbers, which XLA compiles otherwise)::
 
         place = jax.lax.with_sharding_constraint
         split = gradient_shardings(params, zero1="data")
@@ -69,6 +70,14 @@ def gradient_shardings(params: Any, *, zero1: Axes = None) -> Any:
             return place(place(optax.apply_updates(mine, updates), split), whole), state
 
     On a mesh of explicit axes, `jax.sharding.reshard` takes the place of `with_sharding_constraint`.
+
+    Runtimes sum in an order of their own, which the number of processes may change. Gradients of each device's share of the
+    batch, moved as they are and summed at home, have one order, and as many bytes are sent. Where `shares` is a batch of
+    shape (devices, share, ...), split over its first dimension as `rows` says::
+
+        each = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, shares)
+        moved = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(None, *s.spec)), split)
+        gradients = jax.tree.map(lambda g: g.mean(0), place(place(each, rows), moved))
 
     Args:
         params: as for `state_shardings`.
@@ -153,9 +162,13 @@ def _mesh_and_axes(params: Any, zero1: Axes) -> tuple[Mesh | AbstractMesh, tuple
             f"params must have NamedShardings on one mesh, got {len(meshes)} meshes: place them with "
             "jax.device_put(params, NamedSharding(mesh, spec)), or give ShapeDtypeStructs with such shardings"
         )
+    if not (zero1 is None or isinstance(zero1, (str, Sequence))):
+        raise TypeError(f"zero1 must be a mesh axis, or several, got {zero1!r}")
     axes = () if zero1 is None else (zero1,) if isinstance(zero1, str) else tuple(zero1)
     for axis in axes:
         checks.one_of("zero1", axis, meshes[0].axis_names)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"zero1 must name each mesh axis once, got {axes}")
     return meshes[0], axes
 
 

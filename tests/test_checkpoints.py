@@ -1,6 +1,7 @@
-"""The README's lines around Orbax: saved on some devices, restored on others, and what must not be read is not read."""
+"""The lines around Orbax of `adam_jax.checkpoints`: saved on some devices, restored on others; the wrong is not read."""
 
 import functools
+import inspect
 import json
 import multiprocessing
 import time
@@ -17,6 +18,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
+from adam_jax import checkpoints
 from adam_jax.checkpoints import check_state, describe_state
 from adam_jax.shardings import state_shardings
 
@@ -24,13 +26,11 @@ KEPT = {"float32": {}, "int8": {"storage": "int8"}}
 
 
 def save(manager: ocp.CheckpointManager, step: int, tx: Any, params: Any, state: Any) -> None:
-    """The README's, with `restore`."""
     meaning = ocp.args.JsonSave(describe_state(tx, params))
     manager.save(step, args=ocp.args.Composite(meaning=meaning, run=ocp.args.StandardSave((params, state))))
 
 
 def restore(manager: ocp.CheckpointManager, step: int, tx: Any, params: Any) -> Any:
-    """`params`: arrays or `ShapeDtypeStruct`s that lie where they are to be."""
     check_state(manager.restore(step, args=ocp.args.Composite(meaning=ocp.args.JsonRestore()))["meaning"], tx, params)
     like = jax.tree.map(_struct, jax.eval_shape(tx.init, params), state_shardings(tx, params))
     return manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore((params, like))))["run"]
@@ -38,6 +38,13 @@ def restore(manager: ocp.CheckpointManager, step: int, tx: Any, params: Any) -> 
 
 def _struct(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def test_the_lines_tested_here_are_those_that_users_read():
+    read = {line.strip() for line in str(checkpoints.__doc__).splitlines()}
+    for function in (save, restore, _struct):
+        _, *body = inspect.getsource(function).splitlines()
+        assert {line.strip() for line in body if line} <= read
 
 
 def _params(devices: int) -> dict[str, jax.Array]:

@@ -3,7 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -64,7 +64,9 @@ def _loss(params: Any, x: jax.Array) -> jax.Array:
 def _step(tx: Any, params: Any, zero1: Any) -> Any:
     """Data-parallel, as the README has it; the same program where nothing is split."""
     of_state, split = state_shardings(tx, params, zero1=zero1), gradient_shardings(params, zero1=zero1)
-    whole, place = jax.tree.map(lambda p: p.sharding, params), jax.lax.with_sharding_constraint
+    whole = jax.tree.map(lambda p: p.sharding, params)
+    explicit = AxisType.Explicit in params["in"].sharding.mesh.axis_types
+    place: Any = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
 
     def step(params: Any, state: Any, x: jax.Array) -> tuple[Any, Any]:
         gradients, mine = place((jax.grad(_loss)(params, x), params), (split, split))
@@ -173,6 +175,16 @@ def test_five_steps_with_zero_1_are_those_of_the_replicated_run_in_every_bit(nam
     mesh = _mesh(8)
     params, batches = _net(mesh, dtype), _batches(mesh)
     replicated, split = _trained(tx, params, batches), _trained(tx, params, batches, "data")
+    _assert_same_bits(replicated, split)
+    assert _bytes_on_first_device(split[1]) < _bytes_on_first_device(replicated[1]) / 7
+
+
+@pytest.mark.parametrize("name", ["float32", "residual 8, int8", "MultiSteps"])
+def test_so_are_they_on_explicit_meshes_and_with_an_axis_of_one_device(name):
+    tx, dtype = (optax.MultiSteps(adam_jax.adam(1e-2), 2), jnp.float32) if name == "MultiSteps" else _kept(name)
+    mesh = _mesh(8, 1, kind=AxisType.Explicit)
+    params, batches = _net(mesh, dtype), _batches(mesh)
+    replicated, split = _trained(tx, params, batches), _trained(tx, params, batches, ("data", "model"))
     _assert_same_bits(replicated, split)
     assert _bytes_on_first_device(split[1]) < _bytes_on_first_device(replicated[1]) / 7
 
@@ -307,9 +319,13 @@ def test_tpus_compiler_scatters_the_gradients(monkeypatch):
 
 
 def test_axes_and_meshes_are_checked():
-    params, tx = _net(_mesh(8)), adam_jax.adam()
+    params, tx, wrong = _net(_mesh(8)), adam_jax.adam(), cast("Any", 3)
     with pytest.raises(ValueError, match=r"zero1 must be .*data.*, got '?batch"):
         state_shardings(tx, params, zero1="batch")
+    with pytest.raises(ValueError, match=r"zero1 must name each mesh axis once, got \('data', 'data'\)"):
+        state_shardings(tx, params, zero1=("data", "data"))
+    with pytest.raises(TypeError, match="zero1 must be a mesh axis, or several, got 3"):
+        gradient_shardings(params, zero1=wrong)
     with pytest.raises(ValueError, match="params must have NamedShardings on one mesh, got 0 meshes"):
         gradient_shardings({"w": jnp.ones(8)})
     with pytest.raises(ValueError, match="got 2 meshes"):
