@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
 from adam_jax import checkpoints, interop, surgery
@@ -114,6 +115,23 @@ def test_moments_find_the_leaves_that_a_mask_leaves():
     moved = interop.from_optax(state, here, params)
     np.testing.assert_allclose(moved.inner_state.mu["w"], params["w"], rtol=1e-6)
     assert isinstance(moved.inner_state.mu["b"], optax.MaskedNode)
+
+
+@pytest.mark.parametrize("kept", [None, "int8"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_state_moved_beside_params_on_many_devices_steps_there(kind, kept):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    params = {"w": jax.device_put(jnp.ones((64, 128)), NamedSharding(mesh, PartitionSpec("data")))}
+    there = optax.adam(optax.exponential_decay(LR, 10, 0.5))
+    here = adam_jax.adam(optax.exponential_decay(LR, 10, 0.5), storage=kept)
+    _, state = jax.jit(there.update)(params, there.init(params), params)
+    moved = interop.from_optax(state, here, params)
+    updates, moved = jax.jit(here.update)(params, moved, params)
+    assert moved[0].mu["w"].sharding.is_equivalent_to(params["w"].sharding, 2)
+    back, _ = jax.jit(there.update)(params, interop.to_optax(moved, there, params), params)
+    for found in (updates, back):
+        np.testing.assert_allclose(found["w"], -LR, rtol=0.2)  # int8 rounds
+    surgery.read_moments(interop.from_optax(state, here, params))
 
 
 @pytest.mark.parametrize("kept", [None, "root"])

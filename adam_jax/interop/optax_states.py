@@ -98,6 +98,6 @@ def _like(old: Any, new: Any) -> Any:
             raise ValueError(
                 f"optax_tx must be for the same params, got {old.shape} for {np.shape(x)} at {raw.path_of(keys)}"
             )
-        return jax.device_put(jnp.asarray(x, old.dtype), old.sharding)
+        return raw.in_place_of(old, jnp.asarray(x, old.dtype))
 
     return jax.tree_util.tree_map_with_path(take, old, new, is_leaf=trees.is_absent)

@@ -83,7 +83,7 @@ def started(
     form = norms.Maxima() if maxima else squares()
     nu_max = None if largest is None else beside(largest, 1.0)
     held = surgery.Moments(jnp.int32(count), beside(m, first), beside(v, second), nu_max, first, second, form)
-    new = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), adam, surgery.write_moments(adam, held))
+    new = jax.tree.map(in_place_of, adam, surgery.write_moments(adam, held))
     return begun(fresh._replace(adam=new), adam, count)
 
 
@@ -97,13 +97,18 @@ def begun(fresh: Fresh, old: Any, count: int) -> Any:
             return node
         fields = {name: walked(value) for name, value in zip(node._fields, node, strict=True)}
         for name in {"count", "gradient_step"} & fields.keys():
-            fields[name] = jax.device_put(jnp.asarray(count, fields[name].dtype), fields[name].sharding)
+            fields[name] = in_place_of(fields[name], jnp.asarray(count, fields[name].dtype))
         return type(node)(**fields)
 
     def walked(tree: Any) -> Any:
         return jax.tree.map(counted, tree, is_leaf=lambda node: hasattr(node, "_fields"))
 
     return walked(fresh.state)
+
+
+def in_place_of(old: jax.Array, new: Any) -> jax.Array:
+    """A new array where the old one was put; what was put nowhere, as the counts beside sharded moments, goes anywhere."""
+    return jax.device_put(new, old.sharding) if old.committed else jnp.asarray(new)
 
 
 def check_largest(*, given: bool, wanted: bool) -> None:
