@@ -91,8 +91,9 @@ def row_adam(
     before.
 
     Args:
-        learning_rate: number, scalar array or schedule of the count, >= 0. A rate that changes must be a schedule: skipped
-            steps are charged with what it says for their count, while an array holds for all of them.
+        learning_rate: number, scalar array or schedule of the count, >= 0: to climb, as `adam` does at a negative rate, hand
+            over -row_grads. A rate that changes must be a schedule: skipped steps are charged with what it says for their
+            count, while an array holds for all of them.
         b1: decay of the first moment in [0, 1): number or scalar array. In exact mode b1^2 < b2, else a row without
             gradients would speed up for ever.
         b2: decay of the second moment, likewise.
