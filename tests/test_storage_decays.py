@@ -122,6 +122,16 @@ def test_gradients_that_come_every_k_steps_are_followed_whatever_k(how):
 
 
 @every_storage
+def test_the_first_steps_of_heavy_momentum_are_not_cut(how):
+    """There the bound grows from step to step, and a constant gradient is nearly what attains it."""
+    tx = adam_jax.scale_by_adam(0.98, 0.95, eps=0.0, **how)
+    state = tx.init(jnp.zeros(4096))
+    for _ in range(4):
+        updates, state = tx.update(jnp.full(4096, 0.37), state)
+        assert float(updates.mean()) == pytest.approx(1, abs=0.03)  # from a bound of zero the second would be .71
+
+
+@every_storage
 def test_rounding_goes_on_at_the_end_of_int32(how):
     """A count that stood still there would draw the same for ever: steps would be .62 of what they should."""
     gradients = _normal(jnp.int32(0), 3000 * 512).reshape(3000, 512)
