@@ -12,6 +12,7 @@ import pytest
 import reference
 
 import adam_jax
+from adam_jax import norms
 from adam_jax.storage import int8
 
 ULP = 2.0**-24  # of a step's scale, which is one: the spacing of float32 just below it
@@ -114,6 +115,7 @@ def test_scaling_gradients_by_a_power_of_two_changes_no_bit_in_the_root_form(k: 
 def test_a_float32_state_is_two_arrays_a_leaf_and_three_scalars():
     state = adam_jax.scale_by_adam().init({"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)})
     assert [x.size for x in jax.tree.leaves(state)] == [1, 2, 6, 2, 6, 1, 1]
+    assert (state.codes, state.form) == ((), norms.Squares())
 
 
 @pytest.mark.parametrize("how", [{}, {"storage": int8(smallest=0)}], ids=["float32", "int8"])
