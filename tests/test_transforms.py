@@ -112,10 +112,15 @@ def test_scaling_gradients_by_a_power_of_two_changes_no_bit_in_the_root_form(k: 
     np.testing.assert_array_equal(run(tx, gradients), run(tx, np.ldexp(gradients, k)))
 
 
+def test_a_gradient_too_large_to_be_squared_counts_as_the_largest_that_is_not():
+    _, state = adam_jax.scale_by_adam().update(jnp.array([1e30]), adam_jax.scale_by_adam().init(jnp.zeros(1)))
+    np.testing.assert_allclose(state.nu, jnp.finfo(jnp.float32).max / 2, rtol=1e-6)
+
+
 def test_a_float32_state_is_two_arrays_a_leaf_and_three_scalars():
     state = adam_jax.scale_by_adam().init({"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)})
     assert [x.size for x in jax.tree.leaves(state)] == [1, 2, 6, 2, 6, 1, 1]
-    assert (state.codes, state.form) == ((), norms.Squares())
+    assert jax.tree.structure((state.codes, state.form)) == jax.tree.structure(((), norms.Squares()))
 
 
 @pytest.mark.parametrize("how", [{}, {"storage": int8(smallest=0)}], ids=["float32", "int8"])
