@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adam_jax import clock
 from adam_jax.tables import catching_up
 
 STARTS = (1, 2, 3, 10, 30, 100, 1000)
@@ -47,8 +48,8 @@ def _caught_up(settings, s, count, value, mu, nu):
     decays = settings.decays()
     ledger = [None, None]
     if decays:
-        rates, decay = settings.learning_rate(np.arange(count)), settings.weight_decay
-        logs = np.log1p(-np.float64(rates) * (decay(np.arange(count)) if callable(decay) else decay))
+        rates, decay = (np.float64(clock.at(x, np.arange(count))) for x in (settings.learning_rate, settings.weight_decay))
+        logs = np.log1p(-rates * decay)
         ledger = [jnp.array([total, total - np.float32(total)], jnp.float32) for total in (logs[:s].sum(), logs.sum())]
     rows = catching_up.Rows(*(jnp.asarray(a, jnp.float32)[None] for a in (value, mu, nu)), jnp.array([s]), None)
     if decays:

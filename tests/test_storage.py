@@ -101,6 +101,18 @@ def test_rounding_to_eight_bits_is_right_on_average():
         assert float(root.mean()) == pytest.approx(x, rel=1e-4)  # 4096 evenly spread fractions
 
 
+def test_given_moments_are_rounded_to_nearest():
+    x = jnp.linspace(1, 1.05, 40)
+    kept = storage.bfloat16().nearest(storage.Kept(jnp.zeros(40, jnp.bfloat16), (jnp.zeros(40, jnp.bfloat16),)), x, (x,), 13)
+    for got in (kept.mu, *kept.nus):
+        np.testing.assert_array_equal(got, x.astype(jnp.bfloat16))
+
+
+def test_a_name_means_the_storage_that_the_docstring_says():
+    assert storage.bfloat16() == storage.bfloat16(smallest=0, seed=0)
+    assert storage.int8() == storage.int8(smallest=4096, seed=0)
+
+
 def test_a_root_never_becomes_zero_unless_it_is():
     s = jnp.array([1.2e-38, 1e-30, 1e-9, 1.0, 1e30, 3e38, jnp.inf])
     for window in ((0, 0), (1, 3), (110, 4), (223, 3)):
