@@ -12,6 +12,12 @@ near zero that grow to 0.31 near 7.42, where the bound is 7.27, and wider ones w
 a first moment follows its second: whatever rounding does to s, m / s stays what it was. Only where s is raised to the
 window's lowest number is it m that stays: such steps are too small, never too large, at all decays.
 
+**What is lost.** Below the window, under 1e-7 of the leaf's largest, elements move too little: rms of steps over float32's
+.76 at 1e-7, .11 at 1e-8, .0003 at 1e-12. A window for each row of a leaf (16 bytes a row; data for a kernel) would make
+that 1.01 where whole rows are so small, .0004 where they are mixed, and would give rows a meaning: so leaves have one
+window, and rows of tables their own. Where a history attains the bound itself, cutting codes above it takes half of their
+rounding: steps are at most 2 % too small there (at b1 = .93, b2 = .95; uncut within .4 %).
+
 **Both** make one bfloat16 number: the code of s, 1 to 254, is its exponent, sign and code of m / s are its other bits; zero
 is zero and NaN is NaN. Every pattern is an ordinary number, so that compilers see a conversion; arrays of eight bits cannot
 be written in place beside those of 32 on TPU.
@@ -47,17 +53,16 @@ LARGEST = 254  # code of s
 
 def ratios(bound: ArrayLike) -> jax.Array:
     """How many codes an octave |m| / s has, the most for which 127 of them reach the bound: int32 scalar."""
-    octaves = jnp.log2(1.0 + jnp.minimum(bound, 1e6) / OFFSET)
-    return jnp.clip((127.0 / jnp.maximum(octaves, 1.0)).astype(jnp.int32), FEWEST_RATIOS, MOST_RATIOS)
+    return jnp.clip(127.0 / jnp.log2(1.0 + bound / OFFSET), FEWEST_RATIOS, MOST_RATIOS).astype(jnp.int32)
 
 
-def encode_ratio(r: jax.Array, bits: jax.Array, ratios: ArrayLike = MOST_RATIOS) -> jax.Array:
+def encode_ratio(r: jax.Array, bits: jax.Array, ratios: ArrayLike) -> jax.Array:
     """|m| / s, float32, as int32 from 0 to 127, where it saturates; `bits` are uint32 draws."""
     above = _pattern(jnp.minimum(jnp.abs(r), 512.0) + OFFSET) - RATIO_BASE
     return jnp.minimum((above * ratios + (bits >> 9).astype(jnp.int32)) >> 23, 127)
 
 
-def decode_ratio(code: jax.Array, step: ArrayLike = 2**23 // MOST_RATIOS + 1) -> jax.Array:
+def decode_ratio(code: jax.Array, step: ArrayLike) -> jax.Array:
     """The |m| / s, float32, that a code stands for, at the `step` of its ratios."""
     return _number(code * step + RATIO_BASE) - OFFSET
 
@@ -115,7 +120,7 @@ def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> ja
     """
     (top, bottom), (start, fine) = extremes, window
     high, low = ((top - 1) >> fine) + start, ((bottom - 1) >> fine) + start
-    low = jnp.where((bottom == 1) & (fine > 0), low - 1, low)  # the lowest code may stand for less than it says
+    low = jnp.where(bottom == 1, low - 1, low)  # the lowest code may stand for less than it says
     headroom = HEADROOM + jnp.ceil(jnp.log2(jnp.maximum(rate, 1e-3) * 1e3) / 2).astype(jnp.int32)
     needed = high - low + 1 + headroom
     finer = jnp.int32(COARSEST)

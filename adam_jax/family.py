@@ -52,7 +52,9 @@ def scale_by_adam(
 
     Returns:
         A transformation with state `ScaleByAdamState`. Updates have the gradients' dtype; arithmetic is float32 at least.
-        Where v itself is kept gradients saturate at 1.3e19 (float32): v stays finite and the coordinate recovers.
+        Where v itself is kept gradients saturate at 1.3e19 (float32): v stays finite and the coordinate recovers. After a
+        constant gradient changes to another, float32 steps stay off by up to 3e-5 at b2 = .999 and 3e-3 at .99999, twice
+        that with roots (the docstring of `adam_jax.clock`); those of float64 params do not.
 
     Raises:
         ValueError: for a decay outside [0, 1), a negative eps or a dtype that cannot hold a moment; from `update`, for
@@ -93,7 +95,9 @@ def scale_by_adamax(
         eps: number or scalar >= 0 added to |g| inside the maximum, as in Optax and PyTorch. At 0 a coordinate that has
             never had a gradient gets the update 0.
         mu_dtype: dtype of the first moments alone, as `scale_by_adam`.
-        storage: how first moments and norms are kept, as `scale_by_adam`; "float32" and "root" are the same.
+        storage: how first moments and norms are kept, as `scale_by_adam`; "float32" and "root" are the same. The maximum
+            keeps what int8 has rounded up: at a constant gradient steps are up to 24 % too small until step 100, .5 % from
+            300 on; at random gradients it does not show.
         nesterov: use the next step's momentum.
         bias_correction: divide the first moment by its weight. The norm needs none (its `nu_weight` is 1).
 

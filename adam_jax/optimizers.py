@@ -38,7 +38,7 @@ def adam(
 
     Args:
         learning_rate: about how far a coordinate moves in a step while its gradient keeps its sign (the paper's alpha), in
-            units of the params: number, scalar array or schedule of the count.
+            units of the params: number, scalar array or schedule of the count. A negative one climbs.
         b1: decay of the first moment in [0, 1), an average over about 1 / (1 - b1) steps: number, scalar array or schedule.
         b2: decay of the second moment, likewise.
         eps: number or scalar >= 0 added to the root of the second moment, in units of the gradients.
@@ -91,7 +91,7 @@ def adamw(
 
     Args:
         learning_rate: about how far a coordinate moves in a step while its gradient keeps its sign (the paper's alpha), in
-            units of the params: number, scalar array or schedule of the count.
+            units of the params: number, scalar array or schedule of the count. A negative one climbs.
         b1: decay of the first moment in [0, 1), an average over about 1 / (1 - b1) steps: number, scalar array or schedule.
         b2: decay of the second moment, likewise.
         eps: number or scalar >= 0 added to the root of the second moment, in units of the gradients.
@@ -143,7 +143,7 @@ def nadam(
 
     Args:
         learning_rate: about how far a coordinate moves in a step while its gradient keeps its sign (the paper's alpha), in
-            units of the params: number, scalar array or schedule of the count.
+            units of the params: number, scalar array or schedule of the count. A negative one climbs.
         b1: decay of the first moment in [0, 1), an average over about 1 / (1 - b1) steps: number, scalar array or schedule.
         b2: decay of the second moment, likewise.
         eps: number or scalar >= 0 added to the root of the second moment, in units of the gradients.
@@ -189,7 +189,7 @@ def nadamw(
 
     Args:
         learning_rate: about how far a coordinate moves in a step while its gradient keeps its sign (the paper's alpha), in
-            units of the params: number, scalar array or schedule of the count.
+            units of the params: number, scalar array or schedule of the count. A negative one climbs.
         b1: decay of the first moment in [0, 1), an average over about 1 / (1 - b1) steps: number, scalar array or schedule.
         b2: decay of the second moment, likewise.
         eps: number or scalar >= 0 added to the root of the second moment, in units of the gradients.
@@ -235,7 +235,7 @@ def adamax(
 
     Args:
         learning_rate: about how far a coordinate moves in a step while its gradient keeps its sign (the paper's alpha), in
-            units of the params: number, scalar array or schedule of the count.
+            units of the params: number, scalar array or schedule of the count. A negative one climbs.
         b1: decay of the first moment in [0, 1), an average over about 1 / (1 - b1) steps: number, scalar array or schedule.
         b2: decay of the infinity norm u, likewise.
         eps: number or scalar >= 0 added to |g| in the maximum, in units of the gradients.
@@ -280,7 +280,7 @@ def adamaxw(
 
     Args:
         learning_rate: about how far a coordinate moves in a step while its gradient keeps its sign (the paper's alpha), in
-            units of the params: number, scalar array or schedule of the count.
+            units of the params: number, scalar array or schedule of the count. A negative one climbs.
         b1: decay of the first moment in [0, 1), an average over about 1 / (1 - b1) steps: number, scalar array or schedule.
         b2: decay of the infinity norm u, likewise.
         eps: number or scalar >= 0 added to |g| in the maximum, in units of the gradients.
@@ -332,7 +332,7 @@ def amsgrad(
 
     Args:
         learning_rate: about how far a coordinate moves in a step while its gradient keeps its sign (the paper's alpha), in
-            units of the params: number, scalar array or schedule of the count.
+            units of the params: number, scalar array or schedule of the count. A negative one climbs.
         b1: decay of the first moment in [0, 1), an average over about 1 / (1 - b1) steps: number, scalar array or schedule.
         b2: decay of the second moment, likewise.
         eps: number or scalar >= 0 added to the root of the second moment, in units of the gradients.

@@ -124,7 +124,7 @@ def scale_by_learning_rate(learning_rate: Scalar) -> optax.GradientTransformatio
     `optax.scale_by_learning_rate` rounds the learning rate to the updates' dtype first: by up to 0.2 % in bfloat16 (2^-9).
 
     Args:
-        learning_rate: number, scalar array or schedule of the count.
+        learning_rate: number, scalar array or schedule of the count; a negative one climbs.
 
     Returns:
         A transformation; its state holds a count where the learning rate is a schedule.

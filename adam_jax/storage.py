@@ -377,8 +377,7 @@ def _half(x: jax.Array) -> jax.Array:
 
 
 def _quotient(m: jax.Array, s: jax.Array) -> jax.Array:
-    live = s >= jnp.finfo(s.dtype).tiny
-    return jnp.where(live, m / jnp.where(live, s, 1.0), 0.0)
+    return m / jnp.where(s >= jnp.finfo(s.dtype).tiny, s, 1.0)  # of a root of zero no ratio is kept
 
 
 def _bytes(nus: Nus) -> list[jax.Array]:

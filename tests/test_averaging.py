@@ -96,6 +96,13 @@ def test_a_count_of_zero_starts_the_average_anew():
     np.testing.assert_array_equal(adam_jax.averaged_params(state, params), 3.0)
 
 
+def test_a_count_of_zero_starts_the_average_anew_whatever_it_was():
+    tx, params = adam_jax.average_params(0.9), jnp.array([1e-9, 3.0])
+    state = tx.init(params)._replace(average=jnp.array([jnp.nan, jnp.inf]), weight=jnp.float32(0.5))
+    _, state = tx.update(jnp.zeros(2), state, params)
+    np.testing.assert_array_equal(adam_jax.averaged_params(state, params), params)
+
+
 def test_averages_in_two_groups_of_a_partition_are_read_one_after_the_other():
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     group = optax.chain(optax.sgd(1.0), adam_jax.average_params(0.5))

@@ -44,9 +44,22 @@ def test_the_corrected_average_is_the_raw_one_over_its_weight():
 
 
 def test_a_count_of_zero_starts_anew_whatever_the_weight():
-    t = clock.tick(0.1, jnp.float32(0.7), 0)
-    assert (t.moved, t.kept) == (1, 1)
-    assert t.weight == jnp.float32(0.1)
+    for weight in (0.7, np.float32(0.7), jnp.float32(0.7)):
+        t = clock.tick(0.1, weight, 0)
+        assert (t.moved, t.kept) == (1, 1)
+        assert t.weight == jnp.float32(0.1)
+
+
+def test_a_schedule_is_asked_at_one_count_or_at_each_of_several():
+    assert clock.at(lambda count: count / 2, 3) == 1.5
+    np.testing.assert_array_equal(clock.at(lambda count: jnp.where(count > 3, 1.0, 0.0), [2, 4]), [0, 1])
+    assert clock.at(0.25, 3) == 0.25
+
+
+def test_derivatives_of_the_weight_are_those_of_the_average_that_it_is():
+    for weight, count in ((0.7, 3), (1 - 1e-5, 9)):
+        by_weight, by_rate = jax.grad(clock.running_weight, (0, 1))(jnp.float32(weight), 0.1, count)
+        np.testing.assert_allclose((by_weight, by_rate), (0.9, 1 - weight), rtol=1e-2)
 
 
 def test_without_correction_the_rate_is_that_of_the_decay():

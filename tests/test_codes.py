@@ -9,6 +9,7 @@ import pytest
 
 import adam_jax
 from adam_jax import codes
+from adam_jax.storage import first_codes, int8
 
 FINENESS = (3, 4, 5)  # 8, 16 or 32 numbers an octave in a window of 32, 16 or 8 octaves
 
@@ -63,17 +64,19 @@ def test_a_window_that_was_left_upwards_or_holds_nothing_becomes_all_octaves():
 @pytest.mark.parametrize("high", [1, 3, 253, 254])
 def test_windows_at_the_ends_of_float32_stay_among_its_numbers(high):
     start, fine = _coming(high, high, codes.EVERY_OCTAVE)
-    assert start >= 1
-    assert start + (256 >> fine) - 1 <= 254  # 255 is the exponent of infinity
+    assert 1 <= start <= high <= start + (256 >> fine) - 1 <= 254  # 255 is the exponent of infinity
     s = codes.decode_root(jnp.array([1, 254]), jnp.array([start, fine]))
     assert np.isfinite(np.asarray(s)).all()
 
 
-def test_extremes_are_those_of_positive_roots():
-    packed = codes.pack(jnp.array([0, 7, 200, 3, 250]), jnp.zeros(5, jnp.int32), jnp.array([1.0, -1.0, 1.0, 1.0, jnp.nan]))
-    np.testing.assert_array_equal(codes.extremes(packed), [200, 3])  # neither zero nor NaN
-    for nothing in (packed[:1], packed[4:]):
-        np.testing.assert_array_equal(codes.extremes(nothing), [0, 255])
+def test_a_new_state_begins_with_the_window_of_all_octaves():
+    np.testing.assert_array_equal(first_codes(2, 1).windows, np.tile(codes.EVERY_OCTAVE, (2, 1, 2)))
+
+
+def test_given_moments_get_the_window_that_training_chooses_at_the_default_decays():
+    (window,) = np.asarray(int8().windows_of((jnp.array([1.0, 0.3, 0.0]),)))
+    assert (window[0] + (256 >> window[1]) - 1, window[1]) == (127 + codes.HEADROOM, codes.FINEST)
+    np.testing.assert_array_equal(window[2:], window[:2])
 
 
 def test_ratios_are_as_fine_as_the_bound_allows():
@@ -85,7 +88,7 @@ def test_ratios_are_as_fine_as_the_bound_allows():
         assert reach >= bound or n == 8
         # one more would not reach, or reach by less than a thousandth
         assert n == 13 or float(codes.decode_ratio(jnp.int32(127), codes.step(n + 1))) < bound * 1.001
-    saturated = codes.encode_ratio(jnp.array([8.0, 1e9, jnp.inf]), jnp.zeros(3, jnp.uint32))
+    saturated = codes.encode_ratio(jnp.array([8.0, 1e9, jnp.inf]), jnp.zeros(3, jnp.uint32), codes.MOST_RATIOS)
     np.testing.assert_array_equal(saturated, 127)
 
 

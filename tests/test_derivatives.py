@@ -11,7 +11,7 @@ import pytest
 from jax.test_util import check_grads
 
 import adam_jax
-from adam_jax import storage
+from adam_jax import storage, straight_through
 
 HYPER = {"learning_rate": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-3}
 FACTORIES = {
@@ -182,3 +182,13 @@ def test_derivatives_do_not_overflow_where_the_step_does_not(factory, largest):
     derivatives = jax.jit(jax.value_and_grad(jax.grad(last)))
     for found, expected in zip(derivatives(0.9, largest), derivatives(0.9, 1.0), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_differentiating_changes_no_value_and_what_is_kept_has_derivative_zero():
+    exact, rounded = jnp.array([1.0, 2.5]), jnp.array([1.5, 2.0])
+    value, change = jax.jvp(straight_through.straight, (exact, rounded), (jnp.ones(2), jnp.zeros(2)))
+    np.testing.assert_array_equal(value, rounded)
+    np.testing.assert_array_equal(change, 1.0)
+    value, change = jax.jvp(straight_through.sealed, (rounded, exact), (jnp.ones(2), jnp.array([0.0, 3.0])))
+    np.testing.assert_array_equal(value, rounded)
+    np.testing.assert_array_equal(change, 0.0)

@@ -22,17 +22,23 @@ def test_saturation_keeps_squares_and_differences_finite_and_shows_what_is_not(d
     assert jnp.isfinite(moments.squared(moments.saturate(g, 4)).sum())
     difference = moments.saturate(g, 0)
     assert jnp.isfinite(difference[2] - difference[3])
+    # and no earlier than they must
+    np.testing.assert_allclose(difference[2], largest / 2)
+    np.testing.assert_allclose(moments.saturate(g, 1)[2], np.sqrt(largest / 2), rtol=1e-6)
+    np.testing.assert_allclose(moments.saturate(g, 4)[2], np.sqrt(largest / 8), rtol=1e-6)
     bad = moments.saturate(jnp.array([jnp.inf, -jnp.inf, jnp.nan], dtype), 1)
     assert not jnp.isfinite(bad).any()
 
 
-def test_the_root_form_follows_the_square_form():
+@pytest.mark.parametrize("coarse", [False, True])
+def test_the_root_form_follows_the_square_form(coarse):
     rng = np.random.default_rng(0)
     g = jnp.asarray(rng.normal(size=(200, 64)) * 10 ** rng.uniform(-3, 3, size=(200, 64)), jnp.float32)
     v, s = jnp.zeros(64), jnp.zeros(64)
     for row in g:
-        v, s = moments.second_moment(v, row, 0.01), moments.root_second_moment(s, row, 0.01)
+        v, s = moments.second_moment(v, row, 0.01), moments.root_second_moment(s, row, 0.01, coarse=coarse)
     np.testing.assert_allclose(s, jnp.sqrt(v), rtol=3e-6)  # 25 ulp, the rounding of 200 steps of each
+    assert moments.root_second_moment(jnp.float32(0), jnp.float32(0), 0.01, coarse=coarse) == 0
 
 
 def test_lp_at_two_is_the_root_second_moment():
@@ -49,6 +55,11 @@ def test_lp_moments_neither_overflow_nor_vanish(p: float):
     for scale in (1e-35, 1.0, 1e35):
         s = moments.lp_moment(jnp.array([scale]), jnp.array([scale]), p, 0.1, np.log(0.9))
         np.testing.assert_allclose(s, scale, rtol=2e-6)  # the logarithms of 1e35 carry 80 ulp of one
+
+
+def test_the_magnitude_is_the_absolute_value():
+    for g in (jnp.array([3.0, -4.0, 0.0]), jnp.array([3 - 4j, -4 + 0j, 0j])):
+        np.testing.assert_allclose(moments.magnitude(g), np.abs(g), rtol=1e-6)
 
 
 def test_derivatives_at_zero_are_zero():

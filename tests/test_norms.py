@@ -107,6 +107,17 @@ def test_at_constant_decays_the_bound_comes_to_the_largest(name):
     assert np.isfinite(limit)
 
 
+def test_a_multiple_of_a_moment_has_a_size_and_a_kept_number_to_match():
+    for norm, size, kept in (
+        (norms.Square(), 2, 4),
+        (norms.Root(), 2, 2),
+        (norms.Infinity(), 1, 1),
+        (norms.Power(4.0), np.sqrt(2), np.sqrt(2)),
+        (norms.Largest(norms.Square()), 2, 4),
+    ):
+        np.testing.assert_allclose((norm.size_scale(4.0), norm.scale(4.0)), (size, kept), rtol=1e-6)
+
+
 def test_the_largest_ratio_is_that_of_cauchy_and_schwarz_and_infinite_for_heavy_momentum():
     found = norms.Root().largest_ratio(jnp.float32(0.1), jnp.float32(0.001))
     assert float(found) == pytest.approx(0.1 / np.sqrt(0.001 * (1 - 0.81 / 0.999)), rel=1e-4)

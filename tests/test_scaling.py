@@ -29,6 +29,11 @@ def test_clipping_does_not_overflow():
     assert (clipped > 0).all()
 
 
+def test_clipping_of_nothing_is_nothing():
+    for nothing in ({}, {"w": jnp.zeros(0)}):
+        assert jax.tree.map(jnp.shape, _once(adam_jax.clip_by_global_norm(1.0), nothing)) == jax.tree.map(jnp.shape, nothing)
+
+
 def test_clipping_shows_nan_and_infinity():
     for bad in (jnp.nan, jnp.inf):
         assert not jnp.isfinite(_once(adam_jax.clip_by_global_norm(1.0), jnp.array([1.0, bad]))).all()
@@ -64,6 +69,20 @@ def test_the_learning_rate_is_not_rounded_to_the_updates_dtype():
     assert updates.dtype == jnp.bfloat16
     assert updates[0] == jnp.bfloat16(-1.5e-3)
     assert _once(optax.scale_by_learning_rate(1e-3), jnp.full(1, 1.5, jnp.bfloat16))[0] != updates[0]
+
+
+def test_a_schedule_steps_as_the_number_that_it_says():
+    for rate in (0.5, -0.5):
+        for said in (rate, optax.constant_schedule(rate)):
+            updates = _once(adam_jax.scale_by_learning_rate(said), jnp.ones(1))
+            np.testing.assert_array_equal(updates, -rate)  # uphill where it is negative
+
+
+def test_leaves_that_are_not_trained_pass_and_no_weight_decays_unless_asked():
+    updates = {"w": jnp.ones(1), "steps": jnp.array([3])}
+    halved = _once(adam_jax.scale_by_learning_rate(0.5), updates)
+    assert (halved["w"], halved["steps"], halved["steps"].dtype) == (-0.5, 3, jnp.int32)
+    np.testing.assert_array_equal(_once(adam_jax.add_decayed_weights(), jnp.ones(1), jnp.ones(1)), 1.0)
 
 
 def test_inverse_sqrt_decay_is_alpha_over_root_t():

@@ -81,7 +81,7 @@ def test_every_root_is_encoded_as_itself(window):
 def test_one_number_holds_both_codes_and_nan():
     root, ratio = (x.ravel() for x in jnp.meshgrid(jnp.arange(255), jnp.arange(128)))
     for sign in (1.0, -1.0):
-        packed = codes.pack(root, ratio, jnp.full(root.shape, sign))
+        packed = codes.pack(root, ratio, jnp.full(root.shape, sign / 3))
         assert jnp.isfinite(packed).all()
         there = root > 0  # of a root of zero nothing is kept
         for got, expected in zip(codes.unpack(packed), (root, ratio * there, jnp.where(there, sign, 1.0)), strict=True):
@@ -93,11 +93,24 @@ def test_one_number_holds_both_codes_and_nan():
 def test_rounding_to_eight_bits_is_right_on_average():
     bits = (jnp.arange(1 << 12, dtype=jnp.uint32) << 20) + (1 << 19)
     for x in (0.0123, 0.9, 1.337, 5.1):
-        ratio = codes.decode_ratio(codes.encode_ratio(jnp.full(1 << 12, -x), bits))
+        most = codes.MOST_RATIOS
+        ratio = codes.decode_ratio(codes.encode_ratio(jnp.full(1 << 12, -x), bits, most), codes.step(most))
         # exact within a cell but where the cell spans two octaves of float32: there off by at most 1/100 of the cell
         assert float(ratio.mean()) == pytest.approx(x, abs=0.02 * float(jnp.ptp(ratio)) + 1e-5)
         root = codes.decode_root(codes.encode_root(jnp.full(1 << 12, x), bits, jnp.array([115, 3])), jnp.array([115, 3]))
         assert float(root.mean()) == pytest.approx(x, rel=1e-4)  # 4096 evenly spread fractions
+
+
+def test_given_moments_are_rounded_to_nearest():
+    x = jnp.linspace(1, 1.05, 40)
+    kept = storage.bfloat16().nearest(storage.Kept(jnp.zeros(40, jnp.bfloat16), (jnp.zeros(40, jnp.bfloat16),)), x, (x,), 13)
+    for got in (kept.mu, *kept.nus):
+        np.testing.assert_array_equal(got, x.astype(jnp.bfloat16))
+
+
+def test_a_name_means_the_storage_that_the_docstring_says():
+    assert storage.bfloat16() == storage.bfloat16(smallest=0, seed=0)
+    assert storage.int8() == storage.int8(smallest=4096, seed=0)
 
 
 def test_a_root_never_becomes_zero_unless_it_is():

@@ -122,6 +122,28 @@ def test_gradients_that_come_every_k_steps_are_followed_whatever_k(how):
 
 
 @every_storage
+def test_the_first_steps_of_heavy_momentum_are_not_cut(how):
+    """There the bound grows from step to step, and a constant gradient is nearly what attains it."""
+    tx = adam_jax.scale_by_adam(0.98, 0.95, eps=0.0, **how)
+    state = tx.init(jnp.zeros(4096))
+    for _ in range(4):
+        updates, state = tx.update(jnp.full(4096, 0.37), state)
+        assert float(updates.mean()) == pytest.approx(1, abs=0.03)  # from a bound of zero the second would be .71
+
+
+@every_storage
+@pytest.mark.parametrize(("b1", "b2"), [(0.0, 0.9), (0.93, 0.95)])
+def test_where_a_history_attains_the_bound_no_step_passes_it_and_none_is_two_percent_short_on_average(b1, b2, how):
+    # Cauchy-Schwarz: gradients that grow by b2 / b1 each step
+    gradients = jnp.asarray((b2 / max(b1, 1e-9)) ** np.arange(-299.0, 1.0), jnp.float32)[:, None] * jnp.ones(2048)
+    tx = adam_jax.scale_by_adam(b1, b2, eps=0.0, **how)
+    updates = jax.jit(lambda g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(g[0]), g)[1])(gradients)[-1]
+    limit = float(norms.Root().largest_ratio(jnp.float32(1 - b1), jnp.float32(1 - b2)))
+    assert float(updates.max()) <= limit * (1 + 1e-5)
+    assert float(updates.mean()) > 0.98 * limit
+
+
+@every_storage
 def test_rounding_goes_on_at_the_end_of_int32(how):
     """A count that stood still there would draw the same for ever: steps would be .62 of what they should."""
     gradients = _normal(jnp.int32(0), 3000 * 512).reshape(3000, 512)

@@ -12,6 +12,8 @@ import pytest
 import reference
 
 import adam_jax
+from adam_jax import norms
+from adam_jax.storage import int8
 
 ULP = 2.0**-24  # of a step's scale, which is one: the spacing of float32 just below it
 
@@ -108,6 +110,28 @@ def test_scaling_gradients_by_a_power_of_two_changes_no_bit_in_the_root_form(k: 
     gradients = np.float32(1e4 * np.random.default_rng(0).normal(size=(50, 1000)))
     tx = adam_jax.scale_by_adam(eps=0.0, storage="root")
     np.testing.assert_array_equal(run(tx, gradients), run(tx, np.ldexp(gradients, k)))
+
+
+def test_a_gradient_too_large_to_be_squared_counts_as_the_largest_that_is_not():
+    _, state = adam_jax.scale_by_adam().update(jnp.array([1e30]), adam_jax.scale_by_adam().init(jnp.zeros(1)))
+    np.testing.assert_allclose(state.nu, jnp.finfo(jnp.float32).max / 2, rtol=1e-6)
+
+
+def test_a_float32_state_is_two_arrays_a_leaf_and_three_scalars():
+    state = adam_jax.scale_by_adam().init({"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)})
+    assert [x.size for x in jax.tree.leaves(state)] == [1, 2, 6, 2, 6, 1, 1]
+    assert jax.tree.structure((state.codes, state.form)) == jax.tree.structure(((), norms.Squares()))
+
+
+@pytest.mark.parametrize("how", [{}, {"storage": int8(smallest=0)}], ids=["float32", "int8"])
+def test_a_restart_also_empties_leaves_that_have_no_gradient_at_first(how):
+    tx = adam_jax.scale_by_adam(**how)
+    params = {"a": jnp.ones(8), "b": jnp.ones(8)}
+    _, old = tx.update(params, tx.init(params))
+    states = [old._replace(count=jnp.int32(0)), tx.init(params)]
+    for gradients in ({"a": jnp.ones(8), "b": None}, {"a": jnp.ones(8), "b": -3 * jnp.ones(8)}):
+        (u, states[0]), (v, states[1]) = (tx.update(gradients, state) for state in states)
+        jax.tree.map(np.testing.assert_array_equal, u, v)
 
 
 def test_raw_moments_then_bias_correction_is_the_efficient_order():

@@ -137,9 +137,8 @@ class Keeping:
         def put(array: Any, values: Any) -> Any:
             if array is None or not array.ndim:
                 return array
-            raw = _bits(array) if array.dtype == jnp.bfloat16 else array
-            raw = raw.at[ids].set(_bits(values) if raw.dtype != values.dtype else values, mode="drop", unique_indices=unique)
-            return _floats(raw, array.dtype)
+            values = _bits(values) if array.dtype != values.dtype else values
+            return array.at[ids].set(values, mode="drop", unique_indices=unique)
 
         values, residual = self._written(table, ids, rows, state.count)
         state = state._replace(
@@ -194,8 +193,7 @@ def on_any_mesh(
         return function(table, state, *args)
 
     def sharding(x: jax.Array, *more: Any) -> NamedSharding:
-        found = jax.typeof(x).sharding
-        return NamedSharding(mesh, PartitionSpec(*found.spec, *more) if found.mesh.axis_names else PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(*jax.typeof(x).sharding.spec, *more))
 
     out = jax.tree.map(sharding, (table, state))
     out = out if rows is None else (sharding(rows, jax.typeof(table).sharding.spec[1]), *out)

@@ -76,11 +76,11 @@ def row_adam(
     row's moments are corrected by the number of *its own* updates. SparseAdam corrects by the number of all updates, and
     its first step of a row that comes late is up to (1 - b1) / sqrt(1 - b2) = 3.16 learning rates.
 
-    Each function takes and returns the whole table, and jitted with `donate_argnums=(0, 1)` works in place (XLA on CPU
-    copies a bfloat16 table). All work inside `jit` and `scan`, and on a table sharded over its rows, on meshes of type Auto
-    and Explicit. Ids may have any integer dtype and any shape, and may repeat: their gradients are summed. An id that is
-    negative or not below N touches nothing: its gathered row is zero and its gradient is dropped, so that -1 can fill up a
-    batch. Under `checkify` it is an error.
+    Each function takes and returns the whole table, and jitted with `donate_argnums=(0, 1)` works in place (before jax 0.12
+    XLA on CPU copies a bfloat16 table). All work inside `jit` and `scan`, and on a table sharded over its rows, on meshes of
+    type Auto and Explicit. Ids may have any integer dtype and any shape, and may repeat: their gradients are summed. An id
+    that is negative or not below N touches nothing: its gathered row is zero and its gradient is dropped, so that -1 can
+    fill up a batch. Under `checkify` it is an error.
 
     **Narrow tables.** Rows of a bfloat16 or float16 table are computed in float32 and rounded without bias when they are
     written, as by `in_float32`; a residual keeps float32 weights beside a bfloat16 table (`master_table`). What rounds is
@@ -91,8 +91,9 @@ def row_adam(
     before.
 
     Args:
-        learning_rate: number, scalar array or schedule of the count, >= 0. A rate that changes must be a schedule: skipped
-            steps are charged with what it says for their count, while an array holds for all of them.
+        learning_rate: number, scalar array or schedule of the count, >= 0: to climb, as `adam` does at a negative rate, hand
+            over -row_grads. A rate that changes must be a schedule: skipped steps are charged with what it says for their
+            count, while an array holds for all of them.
         b1: decay of the first moment in [0, 1): number or scalar array. In exact mode b1^2 < b2, else a row without
             gradients would speed up for ever.
         b2: decay of the second moment, likewise.
