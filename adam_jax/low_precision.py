@@ -100,11 +100,11 @@ def in_float32(
             bits = None
             if residual < 16:
                 trees.check_whole(at, jnp.asarray(u))
-                bits = rounding.draws(at.param.shape, rounding.stream(seed, at.path), state.count)
+                bits = rounding.draws(at.param.shape, rounding.stream(seed, at.path), turn)
             u, low = _rounded(jnp.asarray(u).astype(jnp.float32), at.param, master, low, bits)
             return u, master, *low
 
-        masters = _joined(state, params)
+        masters, turn = _joined(state, params), rounding.turn(state.count)
         updates, inner_state = inside.update(jax.tree.map(_wide, updates), state.inner_state, masters, **extra_args)
         columns = [trees.map_params(lambda _, leaf: leaf, masters), *([state.residual] if residual else [])]
         updates, (_, *kept) = trees.map_updates(step, updates, columns, params)

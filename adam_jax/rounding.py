@@ -23,7 +23,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-__all__ = ["draws", "draws_at", "join", "number", "pattern", "round_to", "split", "stochastic", "stream", "two_sum", "widen"]
+__all__ = [
+    "draws",
+    "draws_at",
+    "join",
+    "number",
+    "pattern",
+    "round_to",
+    "split",
+    "stochastic",
+    "stream",
+    "turn",
+    "two_sum",
+    "widen",
+]
 
 EXPONENT = np.uint32(0x7F800000)
 SIGN = np.uint32(0x80000000)
@@ -43,13 +56,19 @@ def stream(seed: ArrayLike, path: str) -> ArrayLike:
     return _hash(_hash(seed + np.uint32(0x9E3779B9)) + np.uint32(zlib.crc32(path.encode())))[0]
 
 
-def draws(shape: tuple[int, ...], stream: ArrayLike, count: ArrayLike) -> jax.Array:
-    """32 uniform bits for each element at step `count`, an integer scalar; it may wrap.
+def turn(count: ArrayLike) -> jax.Array:
+    """Whose turn it is at step `count`, an integer scalar that may wrap: its 32 bits in reverse order, uint32."""
+    x = jnp.asarray(count).astype(jnp.uint32)
+    for shift, low in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF)):
+        x = ((x >> shift) & np.uint32(low)) | ((x & np.uint32(low)) << shift)
+    return (x >> 16) | (x << 16)
 
-    `shape` is that of the whole array.
+
+def draws(shape: tuple[int, ...], stream: ArrayLike, turn: ArrayLike) -> jax.Array:
+    """32 uniform bits for each element of an array of this shape, that of the whole array, at the step's turn.
 
     Example:
-        >>> pair = jnp.stack([draws((2,), stream(0, "w"), count) for count in (0, 1)])
+        >>> pair = jnp.stack([draws((2,), stream(0, "w"), turn(count)) for count in (0, 1)])
         >>> print((pair >> 31).sum(0))  # of two consecutive steps one draw is in the upper half
         [1 1]
     """
@@ -61,13 +80,13 @@ def draws(shape: tuple[int, ...], stream: ArrayLike, count: ArrayLike) -> jax.Ar
             along += stream
         index += jax.lax.broadcast_in_dim(along, shape, (axis,))
         stride *= shape[axis]
-    return draws_at(index, np.uint32(0), count)
+    return draws_at(index, np.uint32(0), turn)
 
 
-def draws_at(index: jax.Array, stream: ArrayLike, count: ArrayLike) -> jax.Array:
+def draws_at(index: jax.Array, stream: ArrayLike, turn: ArrayLike) -> jax.Array:
     """The draws of the elements with these indices, uint32: what a kernel on a block of a leaf calls."""
     x = (index + stream) * np.uint32(0x9E3779B1)
-    x = (x ^ (x >> 16)) + _reversed(jnp.asarray(count).astype(jnp.uint32))
+    x = (x ^ (x >> 16)) + turn
     x ^= x * np.uint32(0x6C50B47C)
     return x ^ (x * np.uint32(0xB82F1E52))
 
@@ -80,7 +99,7 @@ def stochastic(x: jax.Array, bits: jax.Array, drop: int, rest: jax.Array | None 
 
     Example:
         >>> x = jnp.full(100_000, 1.001, jnp.float32)
-        >>> rounded = stochastic(x, draws(x.shape, stream(0, ""), 0), 16)
+        >>> rounded = stochastic(x, draws(x.shape, stream(0, ""), turn(0)), 16)
         >>> print(jnp.unique(rounded), f"{rounded.mean():.4f}")
         [1.        1.0078125] 1.0010
     """
@@ -203,11 +222,3 @@ def _hash(x: Any) -> Any:
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-@jax.jit
-def _reversed(x: jax.Array) -> jax.Array:
-    """The 32 bits in reverse order; jitted, so that it is traced once and not for each leaf."""
-    for shift, low in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF)):
-        x = ((x >> shift) & np.uint32(low)) | ((x & np.uint32(low)) << shift)
-    return (x >> 16) | (x << 16)

@@ -101,12 +101,13 @@ class Moving(NamedTuple):
     g: jax.Array
     moved: ArrayLike  # how far they move
     stream: jax.Array  # the leaf's sequence of draws (`rounding`)
-    count: jax.Array
+    turn: jax.Array  # of the step, in that
     limits: Limits
 
-    def bits(self, moment: int) -> jax.Array:
-        """The draws for one of the leaf's moments."""
-        return rounding.draws(self.g.shape, self.stream, self.count) * np.uint32(pow(APART, moment, 2**32))
+    def draws(self, moments: int) -> list[jax.Array]:
+        """The draws for each of the leaf's moments."""
+        first = rounding.draws(self.g.shape, self.stream, self.turn)
+        return [first, *(first * np.uint32(pow(APART, moment, 2**32)) for moment in range(1, moments))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Storage:
     def zero(self, moment: int, dtype: DTypeLike) -> jax.Array:
         """What is kept of one number that is zero, of the first moment (0) or a second one (1, 2)."""
         code = self.second if moment else self.first
-        if not isinstance(code, Code):
+        if not isinstance(code, Code) or code in ROUNDED.values():
             return jnp.zeros([], dtype)
         encode = jax.jit(code.encode)  # so that it is traced once
         return encode(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.uint32)).astype(dtype)
@@ -218,11 +219,11 @@ class Storage:
 
         In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
         """
-        exact, new, sealed = (m, *moving.advance(moving.g)), [], []
+        exact, bits, new, sealed = (m, *moving.advance(moving.g)), moving.draws(1 + len(kept.nus)), [], []
         for i, (x, old) in enumerate(zip(exact, (kept.mu, *kept.nus), strict=True)):
             code = self.second if i else self.first
             coded = isinstance(code, Code)
-            new.append((code.encode(x.astype(jnp.float32), moving.bits(i)) if coded else x).astype(old.dtype))
+            new.append((code.encode(x.astype(jnp.float32), bits[i]) if coded else x).astype(old.dtype))
             sealed.append(straight_through.sealed(new[i], x) if coded else new[i])
         extremes = jnp.zeros((len(kept.nus), 2), jnp.int32)
         m, nus = self.load(Kept(new[0], tuple(new[1:])), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
@@ -295,14 +296,12 @@ class Int8(Storage):
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
         old = (kept.mu, *(codes.pack(root, jnp.zeros_like(root), jnp.float32(1.0)) for root in _bytes(kept.nus[1:])))
         extremes = jnp.stack([codes.extremes(packed) for packed in old])
-        moving, windows = moving._replace(count=_after(moving.count, extremes)), kept.windows[:, 2:]
-        exact = (m, *moving.advance(moving.g))
+        bits = moving._replace(turn=_after(moving.turn, extremes)).draws(1 + len(kept.nus))
+        windows, exact = kept.windows[:, 2:], (m, *moving.advance(moving.g))
         sizes = [s.astype(jnp.float32) for s in exact[1:]]
-        root, *more = (
-            codes.encode_root(s, moving.bits(i + 1), w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True))
-        )
+        root, *more = (codes.encode_root(s, bits[i + 1], w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True)))
         ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
-        packed = codes.pack(root, codes.encode_ratio(ratio, moving.bits(0), moving.limits.ratios), m)
+        packed = codes.pack(root, codes.encode_ratio(ratio, bits[0], moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
         m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
         m, *sizes = straight_through.straight(exact, (m, *sizes))
@@ -385,10 +384,10 @@ def _bytes(nus: Nus) -> list[jax.Array]:
     return [nu.astype(jnp.int32) + 128 for nu in nus]
 
 
-def _after(count: jax.Array, extremes: jax.Array) -> jax.Array:
-    """The same count; on CPU known only when the extremes are, so that XLA writes the codes, then read, in place."""
+def _after(turn: jax.Array, extremes: jax.Array) -> jax.Array:
+    """The same turn; on CPU known only when the extremes are, so that XLA writes the codes, then read, in place."""
 
-    def hidden(count: jax.Array, extremes: jax.Array) -> jax.Array:
-        return count + jnp.minimum(extremes[0, 0], 0).astype(count.dtype)
+    def hidden(turn: jax.Array, extremes: jax.Array) -> jax.Array:
+        return turn + jnp.minimum(extremes[0, 0], 0).astype(turn.dtype)
 
-    return jax.lax.platform_dependent(count, extremes, cpu=hidden, default=lambda count, _: count)
+    return jax.lax.platform_dependent(turn, extremes, cpu=hidden, default=lambda turn, _: turn)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import checks, clock, codes, moments, norms, trees
+from adam_jax import checks, clock, codes, moments, norms, rounding, trees
 from adam_jax.choices import Choice, StoragePerLeaf
 from adam_jax.clock import Tick
 from adam_jax.norms import Norm
@@ -139,8 +139,9 @@ def scale_by_norm(
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
         k = _Scalars(m, v, after, jnp.asarray(eps, jnp.result_type(m.weight)) * scale)
         limits = _limits(norm, codes, k, count) if choice.narrow else Limits()
+        empty, turn = jnp.asarray(count) <= 0, rounding.turn(count)
         if choice.narrow:  # where nothing is kept, there are no windows
-            codes = codes._replace(windows=jnp.where(jnp.asarray(count) <= 0, 0, codes.windows))
+            codes = codes._replace(windows=jnp.where(empty, 0, codes.windows))
         leaves = _of_leaves(choice, mu, nus, codes, jnp.asarray(count))
         extremes: dict[int, jax.Array] = {}
 
@@ -148,18 +149,18 @@ def scale_by_norm(
             how, stream, windows = leaves[at.number]
             if g is None:  # a state that counts as empty is emptied here, too
                 held = Kept(kept[0], kept[1:])
-                held = jax.lax.cond(jnp.asarray(count) <= 0, lambda: how.emptied(held, True), lambda: held)
+                held = jax.lax.cond(empty, lambda: how.emptied(held, True), lambda: held)
                 return None, held.mu, *held.nus
             if how.rounds:
                 trees.check_whole(at, jnp.asarray(g))
             of_leaf, old = norm.rooted(coarse=True) if how.narrow else norm, Kept(kept[0], kept[1:], windows)
-            u, new = _leaf_step(how, ahead, of_leaf, jnp.asarray(g), old, k, limits, count, stream)
+            u, new = _leaf_step(how, ahead, of_leaf, jnp.asarray(g), old, k, limits, empty, turn, stream)
             extremes[at.number] = new.windows
             return u, new.mu, *new.nus
 
         updates, kept = trees.map_updates(step, updates, (mu, *nus), params, always=True)
         if choice.narrow:
-            codes = codes.after(limits.mu, extremes, v.moved, jnp.asarray(count) <= 0)
+            codes = codes.after(limits.mu, extremes, v.moved, empty)
         return updates, state_type(clock.next_count(count), *kept, m.weight, v.weight, codes, form)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -223,19 +224,20 @@ def _as_data(streams: list[jax.Array], windows: Any, count: jax.Array) -> list[A
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _leaf_step(
-    how: Storage, ahead: Ahead, norm: Norm, g: jax.Array, kept: Kept, k: _Scalars, limits: Limits, count: jax.Array,
-    stream: jax.Array,
+    how: Storage, ahead: Ahead, norm: Norm, g: jax.Array, kept: Kept, k: _Scalars, limits: Limits, empty: jax.Array,
+    turn: jax.Array, stream: jax.Array,
 ) -> tuple[jax.Array, Kept]:  # fmt: skip
     """Algorithm 1 on one leaf. Jitted, so that leaves of one shape are traced once; what differs between them is data."""
-    wide = moments.accumulator_dtype(g.dtype, kept.mu.dtype)
-    norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
-    gradient = moments.saturate(g.astype(wide), norm.squares)
-    m, nus = how.load(kept, wide, limits.ratios_before, empty=count <= 0)
-    m = norm.average(m, gradient, k.m.moved)
-    moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, count, limits)
-    kept, m, new = how.save(kept, m, moving)  # the step is that of the moments as they are kept
-    m = ahead(m, gradient, k, functools.partial(how.bounded, size=new[0], limit=limits.ahead))
-    return moments.direction(m, norm.size(new, k.v), k.eps).astype(g.dtype), kept
+    with jax.disable_jit():
+        wide = moments.accumulator_dtype(g.dtype, kept.mu.dtype)
+        norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
+        gradient = moments.saturate(g.astype(wide), norm.squares)
+        m, nus = how.load(kept, wide, limits.ratios_before, empty=empty)
+        m = norm.average(m, gradient, k.m.moved)
+        moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, turn, limits)
+        kept, m, new = how.save(kept, m, moving)  # the step is that of the moments as they are kept
+        m = ahead(m, gradient, k, functools.partial(how.bounded, size=new[0], limit=limits.ahead))
+        return moments.direction(m, norm.size(new, k.v), k.eps).astype(g.dtype), kept
 
 
 def _as_it_is(m: jax.Array, *_: Any) -> jax.Array:

@@ -71,7 +71,7 @@ def test_apply_updates_lands_on_the_weight_that_the_rounding_chose(dtype):
     p, u = _sums(dtype)
     tx = adam_jax.in_float32(as_they_are)
     moved, _ = _step(tx)(p, tx.init(p), u)
-    draws = rounding.draws(p.shape, rounding.stream(0, ""), 0)
+    draws = rounding.draws(p.shape, rounding.stream(0, ""), rounding.turn(0))
     total, rest = jax.jit(rounding.two_sum)(p.astype(jnp.float32), u)
     chosen = jax.jit(rounding.round_to, static_argnums=1)(total, dtype, draws, rest)
     np.testing.assert_array_equal(np.asarray(moved).astype(np.float32), chosen)

@@ -95,7 +95,7 @@ def test_rounding_lands_on_one_of_the_two_neighbours(dtype):
     x = _numbers(LOW_16)
     x = x[np.isfinite(x) & ((np.abs(x) >= 2.0**-126) | (x == 0))]
     largest = float(jnp.finfo(dtype).max)
-    bits = rounding.draws(x.shape, rounding.stream(3, "x"), 7)
+    bits = rounding.draws(x.shape, rounding.stream(3, "x"), rounding.turn(7))
     rounded = np.asarray(jax.jit(rounding.round_to, static_argnums=1)(x, dtype, bits))
     np.testing.assert_array_equal(rounded, rounded.astype(dtype).astype(np.float32))  # on the grid
     inside = np.abs(x) <= largest
@@ -126,7 +126,7 @@ def test_draws_are_unbiased_to_3e_5_over_100_thousand_steps():
     @jax.jit
     def times_up(x):
         def body(count, times):
-            rounded = rounding.stochastic(x, rounding.draws(x.shape, name, count), 16)
+            rounded = rounding.stochastic(x, rounding.draws(x.shape, name, rounding.turn(count)), 16)
             return times + (jnp.abs(rounded) > jnp.abs(x))
 
         return jax.lax.fori_loop(0, 100_000, body, jnp.zeros(x.shape, jnp.int32))
@@ -137,7 +137,7 @@ def test_draws_are_unbiased_to_3e_5_over_100_thousand_steps():
 
 def test_draws_are_uniform_over_elements_and_unlike_between_leaves_and_seeds():
     names = [rounding.stream(0, "a"), rounding.stream(0, "b"), rounding.stream(1, "a")]
-    columns = np.stack([np.asarray(rounding.draws((2**16,), name, 5)) for name in names]) / 2**32
+    columns = np.stack([np.asarray(rounding.draws((2**16,), name, rounding.turn(5))) for name in names]) / 2**32
     histogram = np.stack([np.histogram(column, 64, (0, 1))[0] for column in columns])
     assert ((histogram - 1024) ** 2 / 1024).sum(1).max() < 120  # chi-squared with 63 degrees of freedom: 1 in 2e5
     correlation = np.corrcoef(np.concatenate([columns, np.roll(columns, 1, axis=1)])) - np.eye(6)
@@ -149,7 +149,7 @@ def test_draws_are_the_same_in_every_version_so_that_saved_runs_go_on():
     name = rounding.stream(7, "['w']")
     assert int(name) == 0xED60F3A7
     np.testing.assert_array_equal(
-        rounding.draws((2, 2), name, 1_000_001), [[0x93F2737C, 0xF7C01C4E], [0xEA884D01, 0x7F03DFB9]]
+        rounding.draws((2, 2), name, rounding.turn(1_000_001)), [[0x93F2737C, 0xF7C01C4E], [0xEA884D01, 0x7F03DFB9]]
     )
     for seed in (jnp.int32(7), 7 + 2**32):
         assert int(rounding.stream(seed, "['w']")) == int(name)
@@ -157,11 +157,13 @@ def test_draws_are_the_same_in_every_version_so_that_saved_runs_go_on():
 
 def test_draws_are_those_of_the_global_index_on_any_sharding():
     shape, name = (16, 24), rounding.stream(0, "w")
-    flat = np.asarray(rounding.draws((16 * 24,), name, 3))
-    np.testing.assert_array_equal(rounding.draws(shape, name, 3).reshape(-1), flat)
+    flat = np.asarray(rounding.draws((16 * 24,), name, rounding.turn(3)))
+    np.testing.assert_array_equal(rounding.draws(shape, name, rounding.turn(3)).reshape(-1), flat)
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("x", "y"))
     for spec in (PartitionSpec("x"), PartitionSpec("x", "y"), PartitionSpec(None, ("x", "y"))):
-        sharded = jax.jit(rounding.draws, static_argnums=0, out_shardings=NamedSharding(mesh, spec))(shape, name, 3)
+        sharded = jax.jit(rounding.draws, static_argnums=0, out_shardings=NamedSharding(mesh, spec))(
+            shape, name, rounding.turn(3)
+        )
         np.testing.assert_array_equal(np.asarray(sharded).reshape(-1), flat)
 
 
@@ -172,7 +174,9 @@ def _errors(counts):
 
     @jax.jit
     def below(counts):
-        return (rounding.draws_at(index[:, None], rounding.stream(0, "w"), counts) < thresholds[:, None]).sum(1)
+        return (rounding.draws_at(index[:, None], rounding.stream(0, "w"), rounding.turn(counts)) < thresholds[:, None]).sum(
+            1
+        )
 
     times = np.stack([np.asarray(below(row)) for row in counts])
     n = counts.shape[1]
@@ -199,10 +203,15 @@ def test_consecutive_draws_are_spread_as_evenly_as_can_be():
 
 def test_draws_go_on_where_the_count_wraps():
     last = jnp.int32(2**31 - 1)
-    draws = [rounding.draws((4096,), rounding.stream(0, "w"), count) for count in (last - 1, last, last + jnp.int32(1))]
+    draws = [
+        rounding.draws((4096,), rounding.stream(0, "w"), rounding.turn(count))
+        for count in (last - 1, last, last + jnp.int32(1))
+    ]
     for a, b in itertools.pairwise(draws):
         assert (np.asarray(a) != np.asarray(b)).mean() > 0.99
-    np.testing.assert_array_equal(draws[2], rounding.draws((4096,), rounding.stream(0, "w"), jnp.uint32(2**31)))
+    np.testing.assert_array_equal(
+        draws[2], rounding.draws((4096,), rounding.stream(0, "w"), rounding.turn(jnp.uint32(2**31)))
+    )
 
 
 def test_draws_of_different_elements_are_uncorrelated_at_every_lag():
@@ -210,7 +219,7 @@ def test_draws_of_different_elements_are_uncorrelated_at_every_lag():
     counts = (0, 1, 2, 5, 1000, 54321)
     lags = {1: [], 2: [], 3: []}
     for count in counts:
-        u = np.asarray(rounding.draws((n,), rounding.stream(0, "w"), count)) / 2**32
+        u = np.asarray(rounding.draws((n,), rounding.stream(0, "w"), rounding.turn(count))) / 2**32
         for wave in lags:
             spectrum = np.abs(np.fft.fft(np.exp(2j * np.pi * wave * u), 2 * n)) ** 2
             lags[wave].append(np.fft.ifft(spectrum)[1 : n // 2] / np.sqrt(n))
@@ -222,7 +231,7 @@ def test_a_kernel_draws_for_its_block_what_the_whole_leaf_draws():
     def kernel(stream, out):
         row = pallas.program_id(0) * 8 + jax.lax.broadcasted_iota(jnp.int32, (8, 128), 0)
         index = (row * 128 + jax.lax.broadcasted_iota(jnp.int32, (8, 128), 1)).astype(jnp.uint32)
-        out[...] = rounding.draws_at(index, stream[0], 77)
+        out[...] = rounding.draws_at(index, stream[0], rounding.turn(77))
 
     name = rounding.stream(0, "w")
     drawn = pallas.pallas_call(
@@ -233,7 +242,7 @@ def test_a_kernel_draws_for_its_block_what_the_whole_leaf_draws():
         out_specs=pallas.BlockSpec((8, 128), lambda i: (i, 0)),
         interpret=True,
     )(name[None])
-    np.testing.assert_array_equal(drawn, rounding.draws((32, 128), name, 77))
+    np.testing.assert_array_equal(drawn, rounding.draws((32, 128), name, rounding.turn(77)))
 
 
 @pytest.mark.parametrize("drop", [8, 13, 16])

@@ -435,11 +435,12 @@ def test_leaves_and_seeds_round_differently_and_neighbours_do_not_matter():
 
 
 def test_the_moments_of_an_element_are_rounded_by_draws_of_their_own():
-    count = jnp.int32(7)
-    moving = storage.Moving(lambda _: (), jnp.zeros(1 << 16), 0.1, rounding.stream(0, "w"), count, storage.Limits())
-    columns = np.stack([np.asarray(moving.bits(moment)) for moment in range(3)]) / 2**32
+    turn = rounding.turn(7)
+    moving = storage.Moving(lambda _: (), jnp.zeros(1 << 16), 0.1, rounding.stream(0, "w"), turn, storage.Limits())
+    drawn = moving.draws(3)
+    columns = np.stack([np.asarray(draws) for draws in drawn]) / 2**32
     assert np.abs(np.corrcoef(columns) - np.eye(3)).max() < 5 / 2**8  # five standard deviations
-    np.testing.assert_array_equal(moving.bits(0), rounding.draws((1 << 16,), moving.stream, count))
+    np.testing.assert_array_equal(drawn[0], rounding.draws((1 << 16,), moving.stream, turn))
 
 
 # what they take

@@ -115,14 +115,14 @@ class Keeping:
 
     def rounded(self, ids: jax.Array, rows: Rows, count: ArrayLike) -> tuple[Kept, Rows]:
         """What is kept of the moments of rows, and the rows with moments as they are kept."""
-        stream, limits = self.how.stream(At(())), self._limits()
+        stream, turn, limits = self.how.stream(At(())), rounding.turn(count), self._limits()
         row = jnp.zeros(rows.mu.shape[1:], rows.mu.dtype)
         templates = [self.how.empty(row, row.dtype, moment) for moment in (0, 1)]
 
         def one(i: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[Kept, jax.Array, jax.Array]:
             kept = Kept(templates[0], (templates[1],), self.how.windows_of((nu,)))
             own = jnp.asarray(stream) + i.astype(jnp.uint32) * np.uint32(len(mu))  # so that draws go on from row to row
-            moving = Moving(lambda _: (nu,), mu, 0.0, own, jnp.asarray(count), limits)
+            moving = Moving(lambda _: (nu,), mu, 0.0, own, turn, limits)
             new, mu, (nu,) = self.how.save(kept, mu, moving)
             return Kept(new.mu, new.nus, kept.windows), mu, nu
 
@@ -157,7 +157,7 @@ class Keeping:
             return rows.now.astype(table.dtype), None
         width = table.shape[1]
         index = ids.astype(jnp.uint32)[:, None] * np.uint32(width) + jnp.arange(width, dtype=jnp.uint32)
-        draws = rounding.draws_at(index, jnp.asarray(rounding.stream(self.seed, "table")), count)
+        draws = rounding.draws_at(index, jnp.asarray(rounding.stream(self.seed, "table")), rounding.turn(count))
         total, rest = rounding.two_sum(rows.values, jnp.broadcast_to(rows.moved, rows.values.shape))
         if not self.residual:
             return rounding.round_to(total, table.dtype, draws, rest).astype(table.dtype), None
