@@ -69,7 +69,7 @@ def decode_ratio(code: jax.Array, step: ArrayLike) -> jax.Array:
 
 def step(ratios: ArrayLike) -> jax.Array:
     """The distance of two codes of |m| / s, in units of the last place: int32 scalar, above 2^19."""
-    return 2**23 // jnp.asarray(ratios, jnp.int32) + 1
+    return jax.lax.div(jnp.int32(2**23), jnp.asarray(ratios, jnp.int32)) + 1
 
 
 def encode_root(s: jax.Array, bits: jax.Array, window: jax.Array) -> jax.Array:

@@ -219,13 +219,15 @@ class Storage:
 
         In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
         """
-        exact, bits, new, sealed = (m, *moving.advance(moving.g)), moving.draws(1 + len(kept.nus)), [], []
+        exact, extremes, new, sealed = (m, *moving.advance(moving.g)), np.zeros((len(kept.nus), 2), np.int32), [], []
+        if not self.rounds and all(x.dtype == old.dtype for x, old in zip(exact, (kept.mu, *kept.nus), strict=True)):
+            return Kept(m, exact[1:], extremes), m, exact[1:]
+        bits = moving.draws(1 + len(kept.nus))
         for i, (x, old) in enumerate(zip(exact, (kept.mu, *kept.nus), strict=True)):
             code = self.second if i else self.first
             coded = isinstance(code, Code)
             new.append((code.encode(x.astype(jnp.float32), bits[i]) if coded else x).astype(old.dtype))
             sealed.append(straight_through.sealed(new[i], x) if coded else new[i])
-        extremes = jnp.zeros((len(kept.nus), 2), jnp.int32)
         m, nus = self.load(Kept(new[0], tuple(new[1:])), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
         m, *nus = straight_through.straight(exact, (m, *nus))
         return Kept(sealed[0], tuple(sealed[1:]), extremes), m, tuple(nus)
