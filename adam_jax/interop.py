@@ -5,7 +5,7 @@ w1 = 1 - b1^t and w2 = 1 - b2^t. The way back is m = mu * mu_weight, which holds
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,8 @@ Transform = Callable[[str, np.ndarray], np.ndarray] | None
 
 # ε̂ stands in eps_hat: all but PyTorch fold the bias correction into the step size, as Section 2 does, and so add ε to the
 # uncorrected root.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "tensorflow": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": True},
-    "keras": {"learning_rate": 1e-3, "eps": 1e-7, "eps_hat": True},
-    "blocks": {"learning_rate": 2e-3, "eps": 1e-8, "eps_hat": True},
-    "lasagne": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": True},
-    "caffe": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": True},
-    "mxnet": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": True},
-    "torch": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": False},
-}
+_DEFAULTS = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_hat": True}
+_OWN: dict[str, Any] = {"keras": {"eps": 1e-7}, "blocks": {"learning_rate": 2e-3}, "torch": {"eps_hat": False}}
 
 
 def adam_defaults(framework: Framework) -> dict[str, Any]:
@@ -51,12 +44,13 @@ def adam_defaults(framework: Framework) -> dict[str, Any]:
         >>> adam_defaults("keras")
         {'learning_rate': 0.001, 'b1': 0.9, 'b2': 0.999, 'eps': 1e-07, 'eps_hat': True}
     """
-    checks.one_of("framework", framework, tuple(_DEFAULTS))
-    rest = _DEFAULTS[framework]
-    return {"learning_rate": rest["learning_rate"], "b1": 0.9, "b2": 0.999, "eps": rest["eps"], "eps_hat": rest["eps_hat"]}
+    checks.one_of("framework", framework, get_args(Framework))
+    return _DEFAULTS | _OWN.get(framework, {})
 
 
-def from_optax(state: Any, tx: optax.GradientTransformation, params: Any, b1: float = 0.9, b2: float = 0.999) -> Any:
+def from_optax(
+    state: Any, tx: optax.GradientTransformation, params: Any, b1: float = 0.9, b2: float = 0.999
+) -> optax.OptState:
     """Go on from a state of Optax's Adam: a state of `tx` after as many steps, with the same moments.
 
     Args:
@@ -84,7 +78,7 @@ def from_optax(state: Any, tx: optax.GradientTransformation, params: Any, b1: fl
     return _started(tx, params, int(found.count), (b1, b2), found.mu, found.nu)
 
 
-def to_optax(state: Any, optax_tx: optax.GradientTransformation, params: Any) -> Any:
+def to_optax(state: Any, optax_tx: optax.GradientTransformation, params: Any) -> optax.OptState:
     """Go back to Optax: a state of `optax_tx` after as many steps, with the same moments.
 
     Args:
@@ -118,7 +112,7 @@ def from_torch(
     order: Any,
     transform: Transform = None,
     global_step: bool = False,
-) -> Any:
+) -> optax.OptState:
     """Go on from a state of PyTorch's Adam, AdamW, Adam with L2 decay or AMSGrad, or Adamax.
 
     Its AdamW is `adamw`, its `weight_decay` of Adam is `chain(add_decayed_weights(...), adam(...))`, its `amsgrad=True` is
@@ -212,7 +206,7 @@ def to_torch(state: Any, state_dict: dict[str, Any], params: Any, *, order: Any,
     return {**state_dict, "state": found}
 
 
-def from_keras(optimizer: Any, tx: optax.GradientTransformation, params: Any, *, order: Any) -> Any:
+def from_keras(optimizer: Any, tx: optax.GradientTransformation, params: Any, *, order: Any) -> optax.OptState:
     """Go on from Keras 3's Adam or AdamW, with or without `amsgrad`; Keras adds eps to the uncorrected root: `eps_hat=True`.
 
     Args:
