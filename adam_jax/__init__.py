@@ -16,6 +16,7 @@ The map, from the arithmetic up:
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from adam_jax import ctrl_c as ctrl_c
@@ -90,7 +91,7 @@ _LATER = ("checkpoints", "interop", "online", "shardings", "surgery", "tables", 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"adam_jax.{name}")
-    raise AttributeError(f"module 'adam_jax' has no attribute {name!r}")
+    raise AttributeError(f"module 'adam_jax' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:

@@ -40,7 +40,7 @@ def _command(argv: Sequence[str]) -> int:
         return 0
     if not argv or argv[0] not in COMMANDS:
         got = f"got {argv[0][:40]!r}" if argv else "got none"
-        return _complain(f"the command must be one of {', '.join(COMMANDS)}, {got}")
+        return _complain(f"the command must be one of {', '.join(COMMANDS)}, {got}; --help says what they do")
     try:
         with _killed_by_ctrl_c():
             command = importlib.import_module(COMMANDS[argv[0]])

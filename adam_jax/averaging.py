@@ -78,7 +78,7 @@ def average_params(decay: ArrayLike | optax.Schedule = 0.999) -> optax.GradientT
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def averaged_params(state: Any, params: Any, *, where: str | None = None) -> Any:
+def averaged_params(state: Any, params: trees.Tree, *, where: str | None = None) -> trees.Tree:
     """The averaged params in a state, in the params' dtypes; the params themselves before the first step.
 
     Args:

@@ -35,6 +35,10 @@ _MEANT = {  # as other libraries and earlier versions call them
     "nu_dtype": "storage",
     "root": "storage",
 }
+_ELSEWHERE = {  # what other libraries have as a flag
+    "amsgrad": "that is a recipe of its own, amsgrad()",
+    "weight_decay": "decoupled decay is in the recipes that end in w, as adamw(); in chains, add_decayed_weights()",
+}
 
 
 def number(
@@ -139,7 +143,8 @@ def did_you_mean(wrapped: Callable[P, T]) -> Callable[P, T]:
             if name not in known:
                 meant = _MEANT.get(name, next(iter(difflib.get_close_matches(name, known, 1)), None))
                 known_ones = meant is not None and all(part in known for part in meant.split(" and "))
-                hint = f"did you mean {meant}?" if known_ones else f"its arguments are {', '.join(known)}"
+                others = _ELSEWHERE.get(meant or name, f"its arguments are {', '.join(known)}")
+                hint = f"did you mean {meant}?" if known_ones else others
                 raise TypeError(f"{wrapped.__name__}() has no argument {name!r}: {hint}")
         return wrapped(*args, **kwargs)
 

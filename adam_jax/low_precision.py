@@ -8,7 +8,7 @@ are 2^-11 |q| apart or more; if |q| < |p| < 2^(e+1), q is a multiple of 2^(e-24)
 where differences are subnormal, some processors leave the weight where it was; above 1e38 they can overflow.)
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from adam_jax import checks, rounding, trees
 
 __all__ = ["InFloat32State", "in_float32", "master_params", "set_master_params"]
 
+State = TypeVar("State")
 ADVICE = "train with in_float32(tx, residual=8 or 16)"
 
 
@@ -114,7 +115,7 @@ def in_float32(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def master_params(state: Any, params: Any, *, where: str | None = None) -> Any:
+def master_params(state: Any, params: trees.Tree, *, where: str | None = None) -> trees.Tree:
     """The float32 weights that are being trained: the params, with what `in_float32` kept of them.
 
     Args:
@@ -139,7 +140,7 @@ def master_params(state: Any, params: Any, *, where: str | None = None) -> Any:
     return _joined(trees.only(state, InFloat32State, where, ADVICE), params)
 
 
-def set_master_params(state: Any, masters: Any, *, where: str | None = None) -> tuple[Any, Any]:
+def set_master_params(state: State, masters: trees.Tree, *, where: str | None = None) -> tuple[trees.Tree, State]:
     """Start from float32 weights, or go on from others: params and a state which together are those weights.
 
     Args:

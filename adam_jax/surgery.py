@@ -19,7 +19,7 @@ _STATES = (ScaleByAdamState, ScaleByAmsgradState)
 _ADVICE = "pass the state of a chain with scale_by_adam or its family"
 
 
-def restart(state: Any, *, where: str | None = None) -> Any:
+def restart(state: trees.Tree, *, where: str | None = None) -> trees.Tree:
     """A state in which nothing has been averaged yet; schedules of the learning rate, averages of params and masters go on.
 
     At a count of zero nothing counts that a state holds besides, so counts are all that is set. Optax's
@@ -114,7 +114,9 @@ def read_moments(state: Any, *, where: str | None = None, storage: Storage | Non
     return Moments(node.count, mu, nu, largest[0] if largest else None, node.mu_weight, node.nu_weight, node.form)
 
 
-def write_moments(state: Any, held: Moments, *, where: str | None = None, storage: Storage | None = None) -> Any:
+def write_moments(
+    state: trees.Tree, held: Moments, *, where: str | None = None, storage: Storage | None = None
+) -> trees.Tree:
     """A state with these moments in place of its own, kept as it keeps them.
 
     To grow a leaf, or to shrink one, write padded or cut moments into a fresh `tx.init(params)` of the new params. A moment

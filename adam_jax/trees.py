@@ -9,7 +9,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import optax
 
 __all__ = [
     "At",
+    "Tree",
     "Unchanged",
     "check_whole",
     "every",
@@ -30,6 +31,8 @@ __all__ = [
     "replaced",
     "with_paths",
 ]
+
+Tree = TypeVar("Tree")  # what comes back is a tree like what was given
 
 ABSENT = np.zeros([], bool)  # what a state has for a leaf that is not trained
 
@@ -105,7 +108,7 @@ def every(state: Any, kind: Any, where: str | None, advice: str) -> dict[str, An
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, kind))
     found = {jax.tree_util.keystr(keys): node for keys, node in flat if isinstance(node, kind)}
     chosen = {path: node for path, node in found.items() if where is None or where in path}
-    name = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    name = " or ".join(dict.fromkeys(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))))
     name = f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
     if not found:
         raise ValueError(f"state must hold {name}, got none: {advice}")

@@ -1,6 +1,6 @@
 """The default settings of Adam elsewhere."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from adam_jax import checks
 
@@ -10,15 +10,8 @@ Framework = Literal["tensorflow", "keras", "blocks", "lasagne", "caffe", "mxnet"
 
 # ε̂ stands in eps_hat: all but PyTorch fold the bias correction into the step size, as Section 2 does, and so add ε to the
 # uncorrected root.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "tensorflow": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": True},
-    "keras": {"learning_rate": 1e-3, "eps": 1e-7, "eps_hat": True},
-    "blocks": {"learning_rate": 2e-3, "eps": 1e-8, "eps_hat": True},
-    "lasagne": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": True},
-    "caffe": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": True},
-    "mxnet": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": True},
-    "torch": {"learning_rate": 1e-3, "eps": 1e-8, "eps_hat": False},
-}
+_DEFAULTS = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_hat": True}
+_OWN: dict[str, Any] = {"keras": {"eps": 1e-7}, "blocks": {"learning_rate": 2e-3}, "torch": {"eps_hat": False}}
 
 
 def adam_defaults(framework: Framework) -> dict[str, Any]:
@@ -38,6 +31,5 @@ def adam_defaults(framework: Framework) -> dict[str, Any]:
         >>> adam_defaults("keras")
         {'learning_rate': 0.001, 'b1': 0.9, 'b2': 0.999, 'eps': 1e-07, 'eps_hat': True}
     """
-    checks.one_of("framework", framework, tuple(_DEFAULTS))
-    rest = _DEFAULTS[framework]
-    return {"learning_rate": rest["learning_rate"], "b1": 0.9, "b2": 0.999, "eps": rest["eps"], "eps_hat": rest["eps_hat"]}
+    checks.one_of("framework", framework, get_args(Framework))
+    return _DEFAULTS | _OWN.get(framework, {})

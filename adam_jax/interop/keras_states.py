@@ -12,7 +12,7 @@ __all__ = ["from_keras"]
 
 def from_keras(
     optimizer: Any, tx: optax.GradientTransformation, params: Any, *, order: Any, where: str | None = None
-) -> Any:
+) -> optax.OptState:
     """Go on from Keras 3's Adam or AdamW, with or without `amsgrad`; Keras adds eps to the uncorrected root: `eps_hat=True`.
 
     Args:

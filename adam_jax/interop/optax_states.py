@@ -21,7 +21,7 @@ def from_optax(
     b2: float = 0.999,
     *,
     where: str | None = None,
-) -> Any:
+) -> optax.OptState:
     """Go on from a state of Optax's Adam: a state of `tx` after as many steps, with the same moments.
 
     Args:
@@ -57,7 +57,7 @@ def from_optax(
     )
 
 
-def to_optax(state: Any, optax_tx: optax.GradientTransformation, params: Any, *, where: str | None = None) -> Any:
+def to_optax(state: Any, optax_tx: optax.GradientTransformation, params: Any, *, where: str | None = None) -> optax.OptState:
     """Go back to Optax: a state of `optax_tx` after as many steps, with the same moments.
 
     Args:

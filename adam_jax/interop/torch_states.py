@@ -23,7 +23,7 @@ def from_torch(
     transform: Transform = None,
     global_step: bool = False,
     where: str | None = None,
-) -> Any:
+) -> optax.OptState:
     """Go on from a state of PyTorch's Adam, AdamW, Adam with L2 decay or AMSGrad, or Adamax.
 
     Its AdamW is `adamw`, its `weight_decay` of Adam is `chain(add_decayed_weights(...), adam(...))`, its `amsgrad=True` is
