@@ -101,7 +101,8 @@ REQUIRED = {
     "encode": jnp.add,
     "decode": jnp.abs,
 }
-READERS = {"plot_history", "record", "grow", "drop"}  # of what was measured or trained: they build nothing
+# of what was measured or trained: they build nothing
+READERS = {"plot_history", "record", "grow", "drop", "from_optax", "from_torch"}
 
 
 def _public() -> dict[str, Callable]:
@@ -127,7 +128,8 @@ def _kinds(hint: object) -> set[object]:
 
 
 def _arguments(thing: Callable, kind: str) -> list[str]:
-    hints = typing.get_type_hints(thing.__init__ if isinstance(thing, type) else thing)
+    own = thing.__init__ if isinstance(thing, type) else thing
+    hints = typing.get_type_hints(own, localns={"ArrayTree": object})  # which Optax's types name themselves by
     found = []
     for name in inspect.signature(thing).parameters:
         allowed = _kinds(hints.get(name))

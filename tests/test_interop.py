@@ -254,6 +254,10 @@ def test_what_has_no_counterpart_is_refused_by_name():
         convert(_state_dict(), adam_jax.amsgrad())
     with pytest.raises(ValueError, match="order must be a tree like the params"):
         interop.from_torch(_state_dict(), tx, params, order=[0, 1])
+    with pytest.raises(ValueError, match=r"with state and param_groups, got a dict of \['weight'\]"):
+        convert({"weight": np.zeros(2)})  # a module's
+    with pytest.raises(ValueError, match=r"b1 must be .*got nan"):
+        interop.from_optax(optax.adam(1e-3).init(params), tx, params, b1=float("nan"))
     groups = _state_dict()
     groups["param_groups"] = [{**groups["param_groups"][0], "params": [i], "betas": (0.9, 0.5 + i / 4)} for i in range(2)]
     with pytest.raises(ValueError, match=r"same decays, got \(0.9, 0.5\) at x and \(0.9, 0.75\) at y"):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_jax import trees
+from adam_jax import checks, trees
 from adam_jax.interop import raw
 
 __all__ = ["from_optax", "to_optax"]
@@ -40,7 +40,7 @@ def from_optax(
 
     Raises:
         ValueError: if either state holds no Adam, or several and `where` does not choose one; for moments of another shape
-            than the params; for AMSGrad on one side.
+            than the params; for AMSGrad on one side; for decays outside [0, 1).
 
     Example:
         >>> from adam_jax import scale_by_adam
@@ -50,6 +50,8 @@ def from_optax(
         >>> print(to_optax(from_optax(state, scale_by_adam(), params), tx, params).mu["w"])
         [ 0.1 -0.2]
     """
+    checks.decay("b1", b1)
+    checks.decay("b2", b2)
     found = raw.chosen(state, raw.OPTAXS, where)
     largest = getattr(found, "nu_max", None)
     return raw.started(

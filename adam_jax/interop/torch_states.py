@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 
+from adam_jax import checks
 from adam_jax.interop import raw
 
 __all__ = ["from_torch", "to_torch"]
@@ -48,7 +49,8 @@ def from_torch(
     Raises:
         ValueError: for NAdam, whose momentum follows another schedule, RAdam, and SparseAdam unless accepted; for params
             with different step counts or decays, with their paths; for moments of another shape; for AMSGrad on one side,
-            or with `max_of="corrected"`; if `tx` holds no Adam, or several and `where` does not choose one.
+            or with `max_of="corrected"`; if `tx` holds no Adam, or several and `where` does not choose one; for a dict
+            that is not an optimizer's.
 
     Example:
         >>> from adam_jax import scale_by_adam
@@ -57,6 +59,7 @@ def from_torch(
         >>> print(from_torch(theirs, scale_by_adam(), jnp.zeros(1), order=0).mu)
         [1.]
     """
+    checks.flag("global_step", global_step)
     fresh = raw.fresh(tx, params, where)
     groups = _groups(state_dict)
     placed = raw.positions(order, params, fresh.adam)
@@ -138,6 +141,9 @@ def to_torch(
 
 def _groups(state_dict: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """The group of each param, by its position."""
+    if not (isinstance(state_dict, dict) and {"state", "param_groups"} <= state_dict.keys()):
+        keys = f"a dict of {list(state_dict)}" if isinstance(state_dict, dict) else type(state_dict).__name__
+        raise ValueError(f"state_dict must be an optimizer's, with state and param_groups, got {keys}")
     return {position: group for group in state_dict["param_groups"] for position in group["params"]}
 
 
