@@ -96,12 +96,11 @@ def catch_up(settings: Settings, rows: Rows, count: ArrayLike, log_keep: jax.Arr
         all_kept = jnp.where(steps == skipped, log_kept, (log_keep - ledger).sum(axis=1))
         moved += moved * jnp.expm1(all_kept - log_kept)[:, None] + rows.values * jnp.expm1(all_kept)[:, None]
         ledger = jnp.where(skipped[:, None] >= 0, log_keep, ledger)  # of itself, so that XLA writes it in place
-    until = jnp.maximum(now, 1)
-    kept1 = jnp.exp(skipped * _log(settings.b1, dtype)) * (
-        _weight(settings.b1, start, dtype) / _weight(settings.b1, until, dtype)
-    )
+    until, passed = jnp.maximum(now, 1), skipped.astype(dtype)
+    ratio1 = _weight(settings.b1, start, dtype) / _weight(settings.b1, until, dtype)
+    kept1 = jnp.exp(passed * _log(settings.b1, dtype)) * ratio1
     ratio2 = _weight(settings.b2, start, dtype) / _weight(settings.b2, until, dtype)
-    root2 = jnp.exp(0.5 * skipped * _log(settings.b2, dtype)) * jnp.sqrt(ratio2)
+    root2 = jnp.exp(0.5 * passed * _log(settings.b2, dtype)) * jnp.sqrt(ratio2)
     kept2 = jnp.asarray(settings.norm.scale(root2)) ** 2  # of v or of its root
     return Rows(rows.values, kept1[:, None] * rows.mu, kept2[:, None] * rows.nu, jnp.maximum(rows.count, now), ledger, moved)
 
@@ -168,9 +167,9 @@ def _band(
         taken = j <= steps
         rate = jnp.asarray(clock.at(settings.learning_rate, start + j - 1), dtype)
         w1_now, root_now = w1 + (1.0 - w1) * _weight(settings.b1, j, dtype), root_weight2(j)
-        decay = jnp.exp(j * (log_b1 - 0.5 * log_b2))
+        decay = jnp.exp(j.astype(dtype) * (log_b1 - 0.5 * log_b2))
         c = jnp.where(taken, rate * decay * (w1 / w1_now) * (root_now / jnp.sqrt(w2)), 0.0)
-        y = root_now * (jnp.exp(0.5 * (first - j) * log_b2) / root_first) - 1.0
+        y = root_now * (jnp.exp(0.5 * (first - j).astype(dtype) * log_b2) / root_first) - 1.0
         powers = (c, c * y, c * y * y, c * y * y * y)
         if not settings.decays():
             return sums._replace(powers=tuple(s + p for s, p in zip(sums.powers, powers, strict=True)))
@@ -189,7 +188,7 @@ def _band(
     zero = jnp.zeros(len(steps), dtype)
     turns = (after - done + UNROLL - 1) // UNROLL
     sums = jax.lax.fori_loop(0, turns, turn, _Sums(zero, (zero,) * 4))
-    x_first = jnp.exp(jnp.minimum(-0.5 * first * log_b2, 60.0)) * root_first / jnp.sqrt(w2)
+    x_first = jnp.exp(jnp.minimum(-0.5 * first.astype(dtype) * log_b2, 60.0)) * root_first / jnp.sqrt(w2)
     return sums, x_first
 
 
@@ -217,7 +216,7 @@ def _cut(settings: Settings) -> jax.Array:
 
 def _weight(decay: ArrayLike, count: jax.Array, dtype: DTypeLike) -> jax.Array:
     """The weight of an average of `count` values at a constant decay, 1 - b^count (Section 3)."""
-    return -jnp.expm1(count * _log(decay, dtype))
+    return -jnp.expm1(count.astype(dtype) * _log(decay, dtype))
 
 
 def _log(decay: ArrayLike, dtype: DTypeLike) -> jax.Array:
