@@ -112,6 +112,15 @@ def test_scaling_gradients_by_a_power_of_two_changes_no_bit_in_the_root_form(k: 
     np.testing.assert_array_equal(run(tx, gradients), run(tx, np.ldexp(gradients, k)))
 
 
+def test_a_maximum_of_moments_that_weigh_nothing_divides_nothing_by_zero():
+    """A schedule of float32 numbers can say 1, which is refused of a number."""
+    tx = adam_jax.scale_by_amsgrad(b2=lambda count: jnp.where(jnp.asarray(count) > 0, 0.9, 1.0))
+    state = tx.init(jnp.zeros(1))
+    for _ in range(2):
+        updates, state = tx.update(jnp.ones(1), state)
+        assert jnp.isfinite(updates).all()
+
+
 def test_a_gradient_too_large_to_be_squared_counts_as_the_largest_that_is_not():
     _, state = adam_jax.scale_by_adam().update(jnp.array([1e30]), adam_jax.scale_by_adam().init(jnp.zeros(1)))
     np.testing.assert_allclose(state.nu, jnp.finfo(jnp.float32).max / 2, rtol=1e-6)
