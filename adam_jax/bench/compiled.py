@@ -220,7 +220,7 @@ def compile_times(target: str, only: str, leaves: int, *, repeated: bool = True)
 
 def _busy() -> float:
     """Seconds of processor time, of threads and finished children too: other programs on the machine do not count."""
-    return sum(os.times()[:4])
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def _lowered(tx: Any, device: Any, params: Any) -> Any:
