@@ -28,6 +28,7 @@ __all__ = [
     "magnitude",
     "power_of_two",
     "quotient",
+    "real",
     "root",
     "root_plus",
     "root_second_moment",
@@ -51,6 +52,11 @@ def accumulator_dtype(*dtypes: DTypeLike) -> np.dtype:
 def widened(x: ArrayLike) -> jax.Array:
     """An array of any inexact dtype in the dtype of its arithmetic."""
     return jnp.asarray(x, accumulator_dtype(jnp.result_type(x)))
+
+
+def real(x: ArrayLike) -> ArrayLike:
+    """A number; if it is of an integer dtype, a floating-point one, for strict promotion does not mix the two."""
+    return jnp.asarray(x, float) if jnp.issubdtype(getattr(x, "dtype", float), jnp.integer) else x
 
 
 def average(mean: ArrayLike, value: ArrayLike, rate: ArrayLike) -> jax.Array:

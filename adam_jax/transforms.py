@@ -120,7 +120,7 @@ def scale_by_norm(
     for name, flag in {"nesterov": nesterov, "correct_mu": correct_mu, "correct_nu": correct_nu, "eps_hat": eps_hat}.items():
         checks.flag(name, flag)
     choice = Choice(storage, mu_dtype)
-    norm = norm.rooted() if choice.rooted else norm
+    norm = jax.tree.map(moments.real, norm.rooted() if choice.rooted else norm)
     form = norm.form(choice.codes)
     state_type: Any = ScaleByAdamState if norm.slots == 1 else ScaleByAmsgradState
     ahead = _look_ahead if nesterov else _as_it_is

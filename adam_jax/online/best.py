@@ -62,7 +62,7 @@ def best_fixed_point(
     """
     check_domain(domain)
     checks.number("tolerance", tolerance, above=0.0, known=True)
-    checks.whole("max_steps", max_steps, 1)
+    tolerance, max_steps = float(tolerance), checks.whole("max_steps", max_steps, 1)
     length(stream)
     with _enable_x64(True):
         wide = jax.tree.map(_float64, stream)

@@ -62,7 +62,7 @@ def theorem_4_1_settings(alpha: float, b1: float, lam: float) -> dict[str, optax
         0.05 0.45
     """
     _check_theorem(alpha, b1, 0.999, lam)
-    return {"learning_rate": scaling.inverse_sqrt_decay(alpha), "b1": lambda count: b1 * lam**count}
+    return {"learning_rate": scaling.inverse_sqrt_decay(alpha), "b1": lambda count: b1 * lam ** jnp.asarray(count, float)}
 
 
 def theorem_4_1_bound(game: Game, domain: Domain, alpha: float, b1: float, b2: float, lam: float) -> RegretBound:
@@ -93,7 +93,7 @@ def theorem_4_1_bound(game: Game, domain: Domain, alpha: float, b1: float, b2: f
     """
     _check_theorem(alpha, b1, b2, lam)
     check_domain(domain)
-    g = jnp.asarray(game.gradients, jnp.float32)
+    g = jnp.asarray(game.gradients, float)
     steps, size = g.shape
     far, far_inf = domain.diameters(size)
     largest = jnp.abs(g).max()

@@ -204,7 +204,7 @@ def on_any_mesh(
 
 def _column(table: jax.Array, dtype: DTypeLike, *more: int) -> jax.Array:
     """Zeros for each row, sharded as the rows are."""
-    zeros = jnp.zeros_like(table, dtype=dtype).sum(1)
+    zeros = jnp.zeros_like(table, dtype=dtype).sum(1, dtype=dtype)  # by default int64 under x64
     return jnp.stack([zeros] * more[0], axis=1) if more else zeros
 
 

@@ -180,7 +180,7 @@ class _Tables:
 
     def flush(self, table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
         def flushed(table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
-            return jax.lax.fori_loop(0, -(-len(table) // CHUNK), chunk, (table, _begun(state)))
+            return jax.lax.fori_loop(jnp.int32(0), jnp.int32(-(-len(table) // CHUNK)), chunk, (table, _begun(state)))
 
         def chunk(i: jax.Array, carry: tuple[jax.Array, RowAdamState]) -> tuple[jax.Array, RowAdamState]:
             table, state = carry

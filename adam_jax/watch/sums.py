@@ -124,14 +124,14 @@ def _coordinates(
     """Each coordinate's part of each sum. Cheap operations only: see `_inverse`."""
     finite = functools.reduce(jnp.logical_and, (jnp.isfinite(x) for x in (mu.real, mu.imag, *sizes)))
     mu, *sizes = (jnp.where(finite, x, 0.0) for x in (mu, *sizes))
-    mhat, size = mu * k.to_mhat, sizes[0] * k.to_size
+    mhat, size = moments.times(k.to_mhat, mu), sizes[0] * k.to_size
     snr = moments.magnitude(mhat) * _inverse(size)
     if plain and len(sizes) == 1:
         divisor = size * k.from_size
     else:
         largest = sizes[-1] * k.size_to_size * k.from_size
         divisor = largest if plain else moments.root_plus(largest, k.eps_root)
-    step = moments.magnitude(mhat * k.from_mhat) * _inverse(divisor + k.eps)
+    step = moments.magnitude(moments.times(k.from_mhat, mhat)) * _inverse(divisor + k.eps)
     floats = (
         snr,
         step * step,
@@ -212,7 +212,8 @@ def _reduce(coordinates: _Coordinates, axes: int) -> Sums:
     at = len(shape) - axes - 1
     measured = {i: x for i, x in enumerate(coordinates.floats) if x is not None}
     rows = len(measured)
-    row = jnp.zeros_like(coordinates.snr, dtype=jnp.int32) + jnp.arange(rows).reshape(rows, *[1] * axes)  # sharded as those
+    number = np.arange(rows, dtype=np.int32).reshape(rows, *[1] * axes)
+    row = jnp.zeros_like(coordinates.snr, dtype=jnp.int32) + number  # sharded as those
 
     def of_row(choices: Sequence[jax.Array]) -> jax.Array:
         chosen = jnp.zeros_like(choices[0])
