@@ -8,6 +8,7 @@ mapped beside it; where the params have `None`, the state has that. So the state
 import functools
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -145,7 +146,9 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
         A function of a tree, to a tree of labels like it. It may be asked about a tree from which leaves have been pruned,
         as Optax does; where gradients may be `None` beside params, give `optax.partition` the labels of the params, as a
         tree. Of a whole tree it raises ValueError if an expression finds no path, and if one finds a path that two leaves
-        share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`).
+        share (keys `1` and `"1"`, or `"a/b"` beside `"a"` with `"b"`). Of a pruned one, as masks inside `optax.partition`
+        see, the former is a warning: Optax keeps the place of what it prunes, but a leaf there and a whole part of the tree
+        look alike. If all labels are those of leaves, as this function's are, it is a typing error.
 
     Raises:
         ValueError: if an expression is not a valid one.
@@ -169,11 +172,14 @@ def label_by_path(labels: Mapping[str, Any], default: Any) -> Callable[[Any], An
     def label(tree: Any) -> Any:
         everything = [(jax.tree_util.keystr(keys, simple=True, separator="/"), x) for keys, x in with_paths(tree, is_absent)]
         paths = [path for path, _ in everything]
-        pruned = not paths or any(isinstance(leaf, optax.MaskedNode) for _, leaf in everything)
+        pruned = [path for path, leaf in everything if isinstance(leaf, optax.MaskedNode)]
         for expression in expressions:
             matching = [path for path in paths if expression.search(path)]
-            if not matching and not pruned:
-                raise ValueError(f"labels must find a leaf each, got {expression.pattern!r}, but the paths are {paths}")
+            if paths and not matching:
+                missed = f"labels must find a leaf each, got {expression.pattern!r}, but the paths are {paths}"
+                if not pruned:
+                    raise ValueError(missed)
+                warnings.warn(f"{missed}, {_UNSEEN.format(pruned[0])}", stacklevel=2)
             shared = next((path for path in matching if paths.count(path) > 1), None)
             if shared:
                 raise ValueError(
@@ -242,6 +248,10 @@ def map_updates(
     return jax.tree.unflatten(treedef, new_updates), tuple(jax.tree.unflatten(treedef, column) for column in new)
 
 
+_UNSEEN = (
+    "and {} was left out by optax.partition or optax.masked: a typing error, unless that is more than one leaf and has the "
+    "path; choose leaf by leaf there, as label_by_path does, and all paths are seen"
+)
 _VALUE = jax.tree_util.GetAttrKey("value")
 
 

@@ -285,7 +285,7 @@ def _decayed(mask: Any) -> optax.GradientTransformationExtraArgs:
         "alone": lambda: _decayed(NO_BIAS),
         "partition": lambda: optax.partition({"e": _decayed(NO_HEAD), "r": _decayed(NO_BIAS)}, OF_EMB),
         "groups of whole subtrees": lambda: optax.partition(
-            {"e": _decayed(NO_BIAS), "r": _decayed(NO_BIAS)}, {"emb": "e", "head": "r", "none": None}
+            {"e": _decayed(True), "r": _decayed(NO_BIAS)}, {"emb": "e", "head": "r", "none": None}
         ),
         "nested partition": lambda: optax.partition(
             {"e": _decayed(NO_BIAS), "r": optax.partition({"b": adam_jax.adam(0.1), "w": _decayed(NO_BIAS)},
@@ -322,6 +322,23 @@ def test_a_typing_error_is_caught_in_wrappers_that_show_the_whole_tree_and_in_la
     tx = _decayed(adam_jax.label_by_path({"bias$": False}, True))  # of which this tree has none left
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, adapted), tx.init(adapted), adapted)
     np.testing.assert_allclose(updates.layers[0].weight, -0.1 * adapted.layers[0].weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [OF_EMB, {"emb": "e", "head": "r", "none": None}], ids=["leaves", "subtrees"])
+def test_a_typing_error_in_a_mask_of_one_group_is_a_warning(labels: Any):
+    wrong = adam_jax.label_by_path({"/bias$": False}, True)
+    tx = optax.partition({"e": adam_jax.adam(0.1), "r": _decayed(wrong)}, labels)
+    with pytest.warns(UserWarning, match=r"got '/bias\$', but the paths are \['emb.*, and emb.* was left out"):
+        tx.init(WHOLE)
+
+
+def test_a_name_that_another_group_has_is_none_where_leaves_are_labelled_and_a_warning_where_subtrees_are():
+    def state(labels: Any) -> Any:
+        return optax.partition({"e": _decayed(NO_BIAS), "r": _decayed(NO_BIAS)}, labels).init(WHOLE)
+
+    with pytest.warns(UserWarning, match="a typing error, unless that is more than one leaf"):
+        of_subtrees = state({"emb": "e", "head": "r", "none": None})
+    chex.assert_trees_all_equal(*map(jax.tree.leaves, (of_subtrees, state(OF_EMB))))
 
 
 def test_a_mask_by_path_is_asked_about_the_params_where_gradients_are_none():
