@@ -1,5 +1,7 @@
 """Temporal averaging of the params (Section 7.2): a transformation that only watches, and its reader."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -8,6 +8,8 @@ are 2^-11 |q| apart or more; if |q| < |p| < 2^(e+1), q is a multiple of 2^(e-24)
 where differences are subnormal, some processors leave the weight where it was; above 1e38 they can overflow.)
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple, TypeVar
 
 import jax

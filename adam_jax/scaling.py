@@ -3,6 +3,8 @@
 Arithmetic is float32 at least and updates keep their dtype, whatever the dtype of a learning rate or a weight decay.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """States of Keras 3's Adam and AdamW, which keep raw moments, and with `amsgrad` the largest of raw ones."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

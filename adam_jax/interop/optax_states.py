@@ -1,5 +1,7 @@
 """States of Optax's Adam and AMSGrad, which keep raw moments, and the largest of corrected ones."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """States of PyTorch's Adam, AdamW, Adamax and AMSGrad, which keep raw moments, and the largest of raw ones."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -15,6 +15,8 @@
 The bound is computed here because the paper states it: to see how far above, or below, the measured regret it is.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -6,6 +6,8 @@ moments and on scalars, so it can wait until somebody looks at the row: that is 
 `mode="lazy"` leaves out what untouched rows do, as PyTorch's SparseAdam and TensorFlow Addons' LazyAdam.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple

@@ -3,6 +3,8 @@
 Each function flushes first, so that no skipped step is charged to the wrong rows; `RowAdam.clear` needs no flush.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

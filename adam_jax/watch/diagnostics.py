@@ -6,6 +6,8 @@ with the step, stacked by `lax.scan` or called every hundredth step; nothing is 
 Everything is measured in float32. Sums of squares, and so norms and cosines, are those of numbers from 1e-19 to 1e19.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
