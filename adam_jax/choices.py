@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from adam_jax import moments
-from adam_jax.storage import ROUNDED, Code, Int8, Kept, Storage, bfloat16, int8
+from adam_jax.storage import ROUNDED, Bfloat16Codes, Code, Int8, Int8Codes, Kept, Storage, bfloat16, int8
 from adam_jax.trees import At
 
 __all__ = ["Choice", "StorageLike", "StoragePerLeaf", "held_by", "state_bytes"]
@@ -20,7 +20,13 @@ NAMES = ("float32", "root", "bfloat16", "int8")
 
 
 class CodesByPath(NamedTuple):
-    """Marks the form of a state whose leaves are kept as a function of their path says."""
+    """Marks the form of a state whose leaves are kept as a function of their path says.
+
+    Attributes:
+        own: for each trained leaf, the marker of its storage where that has codes of one's own; () where no leaf's has.
+    """
+
+    own: tuple[Any, ...] = ()
 
 
 StorageLike = Literal["float32", "root", "bfloat16", "int8"] | Storage | None
@@ -66,12 +72,14 @@ class Choice:
         """Whether leaves may be narrow."""
         return self.by_path or self._named(self.storage).narrow
 
-    @property
-    def codes(self) -> Any:
-        """The marker of the form of a state kept so."""
-        if self.by_path:
-            return CodesByPath()
-        return self._named(self.storage).marker() if self.narrow else ()
+    def codes(self, leaves: Iterable[At] = ()) -> Any:
+        """The marker of the form of a state of these trained leaves kept so."""
+        if not self.by_path:
+            how = self._named(self.storage)
+            return how.marker() if how.narrow or how.is_own else ()
+        each = [self.of(at) for at in leaves]
+        own = any(how.is_own for how in each)
+        return CodesByPath(tuple(how.marker() if how.is_own else () for how in each) if own else ())
 
     def new(self, at: At, leaf: Any) -> Storage:
         """How a leaf of the params is going to be kept."""
@@ -120,10 +128,21 @@ class Choice:
         return Storage(_first(self.mu_dtype))
 
 
-def held_by(at: At, kept: Kept, own: Storage | None = None) -> Storage:
-    """How a leaf of a state is kept, as its arrays tell; in codes of one's own only `own` can."""
-    for storage in (own, Int8(), bfloat16(), Storage(), Storage(ROUNDED[np.dtype(jnp.bfloat16)]), *_PLAIN):
-        if storage is not None and _is_kept_by(storage, kept):
+def held_by(at: At, kept: Kept, form: Any, given: StoragePerLeaf = None) -> Storage:
+    """How a leaf of a state is kept, as its arrays tell; in codes of one's own only what was `given` can."""
+    marker = getattr(form, "codes", ())
+    if isinstance(marker, CodesByPath):
+        marker = marker.own[at.number] if marker.own else ()
+    if type(marker) not in (tuple, Bfloat16Codes, Int8Codes):
+        choice = Choice(given)
+        if type(marker) is choice.of(at).marker:
+            return choice.old(at, kept)
+        raise ValueError(
+            f"storage must be given, as to the transformation, for codes of your own, {type(marker).__name__}, at {at}, "
+            f"got {given!r}"
+        )
+    for storage in (Int8(), bfloat16(), Storage(), Storage(ROUNDED[np.dtype(jnp.bfloat16)]), *_PLAIN):
+        if _is_kept_by(storage, kept):
             return storage
     raise ValueError(
         f"storage must be given, as to the transformation: the state keeps {kept.mu.dtype} and {kept.nus[0].dtype} at {at}"

@@ -136,7 +136,7 @@ class Storage:
         second: of the roots of second moments: a `Code`, or `None`.
         smallest: leaves of fewer elements stay float32.
         seed: of the rounding.
-        marker: of the form of states that are kept so.
+        marker: a NamedTuple's class, of the form of states kept so; with one for each of your own, they are told apart.
 
     Example:
         >>> from adam_jax import scale_by_adam
@@ -159,6 +159,11 @@ class Storage:
     def narrow(self) -> bool:
         """Whether second moments are rounded to few bits, and so kept as roots."""
         return self.second is not None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether anything is in codes that are not the library's."""
+        return any(isinstance(code, Code) and code not in ROUNDED.values() for code in (self.first, self.second))
 
     @property
     def rounds(self) -> bool:

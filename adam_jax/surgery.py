@@ -8,9 +8,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from adam_jax import codes, moments, norms, trees
-from adam_jax.choices import held_by
+from adam_jax.choices import StoragePerLeaf, held_by
 from adam_jax.scaling import ScaleByBiasCorrectionState
-from adam_jax.storage import Codes, Kept, Storage
+from adam_jax.storage import Codes, Kept
 from adam_jax.transforms import ScaleByAdamState, ScaleByAmsgradState
 
 __all__ = ["Moments", "read_moments", "restart", "write_moments"]
@@ -71,13 +71,13 @@ class Moments(NamedTuple):
     form: Any
 
 
-def read_moments(state: Any, *, where: str | None = None, storage: Storage | None = None) -> Moments:
+def read_moments(state: Any, *, where: str | None = None, storage: StoragePerLeaf = None) -> Moments:
     """The moments in a state as plain arrays, whatever they are kept in.
 
     Args:
         state: a `ScaleByAdamState` or `ScaleByAmsgradState`, or any optimizer state with exactly one inside.
         where: which one, in a state that holds several: a part of its path, as the error message lists them.
-        storage: a `Storage`, for leaves that are kept in codes of your own.
+        storage: as given to the transformation, needed only where leaves are kept in codes of your own.
 
     Returns:
         The moments; change them, and give them to `write_moments`.
@@ -106,7 +106,7 @@ def read_moments(state: Any, *, where: str | None = None, storage: Storage | Non
 
     def read(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:
         kept = Kept(mu, nus, windows[at.number] if len(windows) else ())
-        how = held_by(at, kept, storage)
+        how = held_by(at, kept, node.form, storage)
         m, s = how.load(how.emptied(kept, jnp.asarray(node.count) <= 0), _wide(kept), ratios)
         return m, *s
 
@@ -115,7 +115,7 @@ def read_moments(state: Any, *, where: str | None = None, storage: Storage | Non
 
 
 def write_moments(
-    state: trees.Tree, held: Moments, *, where: str | None = None, storage: Storage | None = None
+    state: trees.Tree, held: Moments, *, where: str | None = None, storage: StoragePerLeaf = None
 ) -> trees.Tree:
     """A state with these moments in place of its own, kept as it keeps them.
 
@@ -127,7 +127,7 @@ def write_moments(
             nearest.
         held: what to write; arrays of the shapes that the state has. Its `form` must be the state's norm.
         where: which Adam, in a state that holds several.
-        storage: a `Storage`, for leaves that are kept in codes of your own.
+        storage: as given to the transformation, needed only where leaves are kept in codes of your own.
 
     Returns:
         A state like `state`.
@@ -158,7 +158,7 @@ def write_moments(
     def write(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:
         kept = Kept(mu, nus)
         m, *s = (column[at.number] for column in values)
-        new = held_by(at, kept, storage).nearest(kept, m, tuple(change(x) for x in s), ratios)
+        new = held_by(at, kept, node.form, storage).nearest(kept, m, tuple(change(x) for x in s), ratios)
         windows.append(new.windows)
         return new.mu, *new.nus
 

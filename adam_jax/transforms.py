@@ -121,20 +121,20 @@ def scale_by_norm(
         checks.flag(name, flag)
     choice = Choice(storage, mu_dtype)
     norm = jax.tree.map(moments.real, norm.rooted() if choice.rooted else norm)
-    form = norm.form(choice.codes)
     state_type: Any = ScaleByAdamState if norm.slots == 1 else ScaleByAmsgradState
     ahead = _look_ahead if nesterov else _as_it_is
 
     def init(params: Any) -> Any:
         mu, *nus = (_empty(choice, i, params) for i in range(1 + norm.slots))
-        trained = sum(not trees.is_absent(leaf) for leaf in jax.tree.leaves(mu))
-        codes = first_codes(trained, norm.slots) if choice.narrow else ()
+        leaves = _trained(mu)
+        codes = first_codes(len(leaves), norm.slots) if choice.narrow else ()
+        form = norm.form(choice.codes(leaves))
         return state_type(jnp.zeros([], jnp.int32), mu, *nus, jnp.zeros([]), jnp.zeros([]), codes, form)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args
-        _check(state, state_type, form)
-        count, mu, *nus, _, _, codes, _ = state
+        _check(state, state_type, lambda mu: norm.form(choice.codes(_trained(mu))))
+        count, mu, *nus, _, _, codes, form = state
         m, v, after = _ticks(norm, b1, b2, state, correct_mu=correct_mu, correct_nu=correct_nu)
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
         k = _Scalars(m, v, after, jnp.asarray(eps, jnp.result_type(m.weight)) * scale)
@@ -174,6 +174,11 @@ def _empty(choice: Choice, moment: int, params: Any) -> Any:
         return choice.new(at, leaf).empty(leaf, moments.accumulator_dtype(leaf.dtype), moment)
 
     return trees.map_params(empty, params)
+
+
+def _trained(mu: Any) -> list[trees.At]:
+    """Where the trained leaves of a state are."""
+    return [trees.At(keys) for keys, leaf in trees.with_paths(mu) if not trees.is_absent(leaf)]
 
 
 def _ticks(norm: Norm, b1: Decay, b2: Decay, state: Any, *, correct_mu: bool, correct_nu: bool) -> tuple[Tick, Tick, Tick]:
@@ -267,12 +272,13 @@ def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:
     return x if jnp.issubdtype(x.dtype, jnp.integer) else x.astype(dtype)
 
 
-def _check(state: Any, state_type: type, form: Any) -> None:
+def _check(state: Any, state_type: type, form_of: Callable[[Any], Any]) -> None:
     if not isinstance(state, state_type):
         got, advice = type(state).__name__, ""
         if type(state).__module__.startswith("optax"):
             got, advice = f"Optax's {got}", ": adam_jax.interop.from_optax makes one of it"
         raise TypeError(f"state must be a {state_type.__name__}, as init makes it, got {got}{advice}")
+    form = form_of(state.mu)
     if jax.tree.structure(state.form) != jax.tree.structure(form):
         path = next((jax.tree_util.keystr(keys) for keys, _ in trees.with_paths(state.mu)), "")
         name = "max_of" if isinstance(state.form, type(form)) != isinstance(form, type(state.form)) else "storage"

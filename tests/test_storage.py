@@ -1,7 +1,7 @@
 """Moments in two to four bytes follow the gradients, are safe, and are the same bits everywhere."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax import codes, rounding, storage
+from adam_jax import checkpoints, codes, rounding, storage, surgery, watch
 
 N = 4096
 BFLOAT16: dict[str, Any] = {"storage": "bfloat16"}
@@ -504,6 +504,46 @@ def test_a_storage_of_ones_own_is_used():
     nmse, _ = _beside_float32(adam_jax.scale_by_adam, {"storage": mine}, _noise, 300)
     assert adam_jax.scale_by_adam(storage=mine).init(jnp.zeros(3)).nu.dtype == jnp.uint32
     assert 0 < nmse.max() < 1e-7  # 15 bits of significand: steps of 2^-15, (2^-15)^2 / 12, some fifty of them
+
+
+class InLogarithms(NamedTuple):
+    """Marks float16 numbers that are logarithms."""
+
+
+class AsTheyAre(NamedTuple):
+    """Marks float16 numbers that are what they say."""
+
+
+def _half(to: Any, back: Any, marker: type) -> storage.Storage:
+    """Float16 numbers, of which dtypes do not tell what they are; first moments stay float32."""
+    code = storage.Code(
+        jnp.dtype(jnp.float16), lambda x, _: to(x).astype(jnp.float16), lambda x: back(x.astype(jnp.float32))
+    )
+    return storage.Storage(None, code, marker=marker)
+
+
+def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
+    logs = _half(lambda x: jnp.log2(x + 1e-6), lambda x: jnp.exp2(x) - 1e-6, InLogarithms)
+    plain = _half(lambda x: x, lambda x: x, AsTheyAre)
+    params = {"a": jnp.ones(3), "b": jnp.ones(3), "c": jnp.ones(3)}
+    one, other = {"a": logs, "b": plain, "c": "int8"}, {"a": plain, "b": logs, "c": "int8"}
+    for kept, wrong in ((logs, plain), (lambda path: one[path[2]], lambda path: other[path[2]])):
+        tx, not_it = (adam_jax.scale_by_adam(storage=how) for how in (kept, wrong))
+        _, state = jax.jit(tx.update)(params, tx.init(params))
+        _, state = jax.jit(tx.update)(params, state)
+        with pytest.raises(ValueError, match=r"storage must be as it was at init: the state keeps .*InLogarithms"):
+            not_it.update(params, state)
+        with pytest.raises(ValueError, match=r"the state at the root was saved as .*InLogarithms\(\)"):
+            checkpoints.check_state(checkpoints.describe_state(tx, params), not_it, params)
+        for nothing in (None, wrong):
+            with pytest.raises(ValueError, match=r"codes of your own, InLogarithms, at \['a'\]"):
+                surgery.read_moments(state, storage=nothing)
+            with pytest.raises(ValueError, match=r"codes of your own, InLogarithms, at \['a'\]"):
+                watch.watch_adam(storage=nothing)(state)
+        held = surgery.read_moments(state, storage=kept)
+        for moments in (held, surgery.read_moments(surgery.write_moments(state, held, storage=kept), storage=kept)):
+            np.testing.assert_allclose(jnp.concatenate(jax.tree.leaves(moments.nu)), 1.0, rtol=1e-2)
+        assert watch.watch_adam(storage=kept)(state).overall.step_max == pytest.approx(1.0, rel=1e-2)
 
 
 @pytest.mark.parametrize(

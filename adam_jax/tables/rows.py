@@ -133,7 +133,7 @@ def row_adam(
     choice = _checked_settings(learning_rate, b1, b2, eps, mode, weight_decay, storage, residual, seed)
     how, exact = dataclasses.replace(choice.of(At(())), smallest=0), mode == "exact"
     norm = norms.Root(coarse=how.narrow) if choice.rooted else norms.Square()
-    form = (Exact if exact else Lazy)(norm.form(choice.codes))
+    form = (Exact if exact else Lazy)(norm.form(choice.codes()))
     settings = Settings(learning_rate, b1, b2, eps, weight_decay, norm)
     tables = _Tables(settings, Keeping(how, settings.largest_ratio, residual, seed), exact, form)
     return RowAdam(tables.init, tables.gather, tables.update, tables.flush, tables.clear)

@@ -32,18 +32,16 @@ def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
     bound, windows = narrow if isinstance(narrow, storage.Codes) else (jnp.asarray(jnp.inf), None)
     choice = None if given is None else choices.Choice(given)
     from_optax = isinstance(node, optax.ScaleByAdamState)  # which keeps numbers as they are, in any dtype
-    is_own = isinstance(getattr(getattr(node, "form", None), "codes", ()), storage.OwnCodes)
-    if is_own and choice is None:
-        raise ValueError("storage must be given, as to the transformation, for a state kept in codes of your own, got None")
     columns = [node.mu, node.nu, *([node.nu_max] if hasattr(node, "nu_max") else [])]
     rows = zip(trees.with_paths(node.mu), *(jax.tree.leaves(column) for column in columns), strict=True)
     found = []
     for (keys, _), mu, *nus in rows:
         if trees.is_absent(mu):
             continue
-        at = trees.At(keys)
+        at = trees.At(keys, len(found))
         kept = Kept(mu, tuple(nus), () if windows is None else windows[len(found)])
-        how = choice.old(at, kept) if choice else Storage() if from_optax else choices.held_by(at, kept)
+        how = Storage() if from_optax else choices.held_by(at, kept, node.form, given)
+        how = choice.old(at, kept) if choice else how
         found.append(WatchedLeaf(at.path, kept, how, bound, jnp.asarray(node.count) <= 0))
     if not found:
         raise ValueError("the Adam in state must have trained at least one leaf, got none")
