@@ -134,9 +134,8 @@ def held_by(at: At, kept: Kept, form: Any, given: StoragePerLeaf = None) -> Stor
     if isinstance(marker, CodesByPath):
         marker = marker.own[at.number] if marker.own else ()
     if type(marker) not in (tuple, Bfloat16Codes, Int8Codes):
-        choice = Choice(given)
-        if type(marker) is choice.of(at).marker:
-            return choice.old(at, kept)
+        if given is not None and type(marker) is Choice(given).of(at).marker:
+            return Choice(given).old(at, kept)
         raise ValueError(
             f"storage must be given, as to the transformation, for codes of your own, {type(marker).__name__}, at {at}, "
             f"got {given!r}"
