@@ -2,23 +2,27 @@
 
 import functools
 import inspect
+import io
 import json
 import multiprocessing
+import pickle
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import serialization
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax import checkpoints
+from adam_jax import checkpoints, storage
 from adam_jax.checkpoints import check_state, describe_state
 from adam_jax.shardings import state_shardings
 
@@ -158,6 +162,37 @@ def test_squares_are_not_read_as_roots():
 
 
 # what is killed while it saves
+
+
+def _by_equinox(state: Any, like: Any) -> Any:
+    file = io.BytesIO()
+    eqx.tree_serialise_leaves(file, state)
+    file.seek(0)
+    return eqx.tree_deserialise_leaves(file, like)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    {
+        "pickle": lambda state, _: pickle.loads(pickle.dumps(state)),
+        "msgpack": lambda state, like: serialization.from_bytes(like, serialization.to_bytes(state)),
+        "equinox": _by_equinox,
+        "host": lambda state, _: jax.device_get(state),
+    }.values(),
+    ids=["pickle", "msgpack", "equinox", "host"],
+)
+def test_states_go_through_any_serializer_and_on_in_the_same_bits(saved: Any):
+    params = {"w": jnp.ones((8, 8)), "n": jnp.arange(3), "none": None, "half": jnp.ones(5, jnp.bfloat16)}
+    gradients = {**params, "n": jnp.zeros(3, jnp.int32)}
+    eight = {"storage": storage.int8(smallest=0)}
+    for tx in (
+        adam_jax.skip_nonfinite(optax.chain(adam_jax.amsgrad(1e-2, **eight), adam_jax.average_params())),
+        adam_jax.in_float32(adam_jax.adam(storage=lambda path: "bfloat16" if "w" in path else None), 8),
+        optax.partition({"a": adam_jax.adamax(), "b": adam_jax.nadam()}, adam_jax.label_by_path({"w": "a"}, "b")),
+    ):
+        update = jax.jit(tx.update)
+        _, state = update(gradients, tx.init(params), params)
+        _assert_same_bits(*(update(gradients, s, params) for s in (saved(state, tx.init(params)), state)))
 
 
 def _save_for_ever(folder: Path, said: Connection) -> None:

@@ -50,6 +50,13 @@ PROGRAMS: dict[str, Callable[[Any], Any]] = {
         m.adam(1e-2), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)), sync_period=2
     ),
     "schedule-free": lambda m: optax.contrib.schedule_free(m.adam(1e-2, b1=0.0), 1e-2),
+    "accumulation of what is injected": lambda m: optax.MultiSteps(
+        optax.inject_hyperparams(m.adamw)(1e-2, weight_decay=0.1), lambda step: jnp.where(jnp.asarray(step) < 3, 1, 3)
+    ).gradient_transformation(),
+    "selective": lambda m: optax.transforms.selective_transform(m.adam(1e-2), freeze_mask={"w": False, "b": True}),
+    "mechanize": lambda m: optax.contrib.mechanize(m.adam(1e-2)),
+    "trust ratio": lambda m: optax.chain(m.scale_by_adam(eps=1e-6), optax.scale_by_trust_ratio(), optax.scale(-1e-2)),
+    "every third step": lambda m: optax.conditionally_transform(m.adam(1e-2), lambda step: jnp.asarray(step) % 3 == 0),
     "server": lambda m: m.adam(1e-2, b2=0.99, eps=1e-3),
     "GAN": lambda m: m.adam(1e-2, b1=0.0, b2=0.9),
 }
@@ -137,3 +144,39 @@ def test_steps_lost_to_infinities_are_those_that_apply_if_finite_loses():
     )
     assert optax.tree_utils.tree_get(ours[1], "total") == 5
     _close(ours[0], theirs[0])
+
+
+def test_a_population_with_its_own_rates_and_decays_goes_on_from_its_best():
+    def evolved(module: Any) -> Any:
+        def member(rate: jax.Array, b2: jax.Array, params: Any) -> Any:
+            return _trained(module.adam(rate, b2=b2), params)
+
+        def go_on(b2: jax.Array, params: Any, state: Any) -> Any:  # with its own decay: Optax's correction is of that alone
+            updates, _ = module.adam(1e-2, b2=b2).update(jax.grad(_loss)(params), state, params)
+            return optax.apply_updates(params, updates)
+
+        starts = jax.tree.map(lambda x: x + jnp.arange(3.0).reshape(3, *[1] * x.ndim) / 10, PARAMS)
+        decays = jnp.array([0.9, 0.99, 0.999])
+        both = jax.vmap(member)(jnp.array([1e-3, 1e-2, 1e-1]), decays, starts)
+        best = jnp.argsort(jax.vmap(_loss)(both[0]))[jnp.array([0, 0, 1])]
+        return jax.vmap(go_on)(*jax.tree.map(lambda x: x[best], (decays, *both)))
+
+    _close(evolved(adam_jax), evolved(optax))
+
+
+def test_a_meta_gradient_through_recomputed_steps_is_nearer_to_float64_than_with_optax():
+    def outer(rate: Any, module: Any, params: Any) -> jax.Array:
+        tx = module.adam(rate)
+
+        @jax.checkpoint
+        def step(carry: Any, _: Any) -> tuple[Any, None]:
+            params, state = carry
+            updates, state = tx.update(jax.grad(_loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return _loss(jax.lax.scan(step, (params, tx.init(params)), length=6)[0][0])
+
+    ours, theirs = (jax.grad(outer)(1e-2, module, PARAMS) for module in (adam_jax, optax))
+    with jax.enable_x64(True):
+        exact = jax.grad(outer)(1e-2, optax, jax.tree.map(lambda x: x.astype(jnp.float64), PARAMS))
+    assert abs(float(ours) - float(exact)) <= min(2e-6 * abs(float(exact)), abs(float(theirs) - float(exact)))
