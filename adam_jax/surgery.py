@@ -1,5 +1,7 @@
 """Reading and writing the moments in a state, however they are kept: for new neurons, dead ones, and states of others."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
