@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from adam_jax import moments
+from adam_jax import moments, trees
 from adam_jax.storage import ROUNDED, Bfloat16Codes, Code, Int8, Int8Codes, Kept, Storage, bfloat16, int8
 from adam_jax.trees import At
 
@@ -72,12 +72,12 @@ class Choice:
         """Whether leaves may be narrow."""
         return self.by_path or self._named(self.storage).narrow
 
-    def codes(self, leaves: Iterable[At] = ()) -> Any:
-        """The marker of the form of a state of these trained leaves kept so."""
+    def codes(self, mu: Any = ()) -> Any:
+        """The marker of the form of a state kept so, whose first moments are `mu`."""
         if not self.by_path:
             how = self._named(self.storage)
             return how.marker() if how.narrow or how.is_own else ()
-        each = [self.of(at) for at in leaves]
+        each = [self.of(At(keys)) for keys, leaf in trees.with_paths(mu) if not trees.is_absent(leaf)]
         own = any(how.is_own for how in each)
         return CodesByPath(tuple(how.marker() if how.is_own else () for how in each) if own else ())
 

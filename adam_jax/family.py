@@ -96,8 +96,8 @@ def scale_by_adamax(
             never had a gradient gets the update 0.
         mu_dtype: dtype of the first moments alone, as `scale_by_adam`.
         storage: how first moments and norms are kept, as `scale_by_adam`; "float32" and "root" are the same. The maximum
-            keeps what int8 has rounded up: at a constant gradient steps are up to 24 % too small until step 100, .5 % from
-            300 on; at random gradients it does not show.
+            keeps what int8 has rounded up: at constant gradients of unlike sizes steps are 15 % too small on average, those
+            of an element up to half, from step 3 to 50; 5 % at step 300; at random gradients .5 % at most.
         nesterov: use the next step's momentum.
         bias_correction: divide the first moment by its weight. The norm needs none (its `nu_weight` is 1).
 

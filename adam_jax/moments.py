@@ -21,6 +21,7 @@ __all__ = [
     "average",
     "direction",
     "each_part",
+    "floating",
     "infinity_moment",
     "lifted",
     "lookahead",
@@ -28,7 +29,6 @@ __all__ = [
     "magnitude",
     "power_of_two",
     "quotient",
-    "real",
     "root",
     "root_plus",
     "root_second_moment",
@@ -54,7 +54,7 @@ def widened(x: ArrayLike) -> jax.Array:
     return jnp.asarray(x, accumulator_dtype(jnp.result_type(x)))
 
 
-def real(x: ArrayLike) -> ArrayLike:
+def floating(x: ArrayLike) -> ArrayLike:
     """A number; if it is of an integer dtype, a floating-point one, for strict promotion does not mix the two."""
     return jnp.asarray(x, float) if jnp.issubdtype(getattr(x, "dtype", float), jnp.integer) else x
 

@@ -74,6 +74,8 @@ class Powers(NamedTuple):
 class Norm:
     """What norms share; the defaults are those of a norm that keeps one array, the size itself, bias-corrected.
 
+    A step traces the methods with jit disabled, which unrolls loops in them.
+
     Attributes:
         form: the marker of a state that keeps this norm.
         slots: how many arrays are kept.

@@ -1,7 +1,7 @@
 """Rounding ONE array to fewer bits: without bias, or without loss.
 
-**Without bias**: up or down at random. The draw of element i at step t is x_t = reverse(t) + hash(stream, i) followed by two
-steps x ^= x c with even c, where reverse(t) is the count with its 32 bits in reverse order, van der Corput's sequence. In
+**Without bias**: up or down at random. The draw of element i at step t is x_t = turn(t) + hash(stream, i) followed by two
+steps x ^= x c with even c, where turn(t) is the count with its 32 bits in reverse order, van der Corput's sequence. In
 all of these a bit of the result depends on itself and on lower bits only, so 2^k consecutive steps from a multiple of 2^k
 still give each value of the top k bits once: over *consecutive* steps the error of a mean of n draws falls as log(n) / n,
 where that of independent draws falls as 1 / sqrt(n). But the low bits, of which the top ones are functions, are the *high*
@@ -84,7 +84,7 @@ def draws(shape: tuple[int, ...], stream: ArrayLike, turn: ArrayLike) -> jax.Arr
 
 
 def draws_at(index: jax.Array, stream: ArrayLike, turn: ArrayLike) -> jax.Array:
-    """The draws of the elements with these indices, uint32: what a kernel on a block of a leaf calls."""
+    """The draws of the elements with these indices, uint32, at a `turn`: what a kernel on a block of a leaf calls."""
     x = (index + stream) * np.uint32(0x9E3779B1)
     x = (x ^ (x >> 16)) + turn
     x ^= x * np.uint32(0x6C50B47C)

@@ -225,6 +225,7 @@ class Storage:
         In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
         """
         exact, extremes, new, sealed = (m, *moving.advance(moving.g)), np.zeros((len(kept.nus), 2), np.int32), [], []
+        # as they are, the moments are what is kept: nothing to trace
         if not self.rounds and all(x.dtype == old.dtype for x, old in zip(exact, (kept.mu, *kept.nus), strict=True)):
             return Kept(m, exact[1:], extremes), m, exact[1:]
         bits = moving.draws(1 + len(kept.nus))

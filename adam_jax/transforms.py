@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -120,20 +121,20 @@ def scale_by_norm(
     for name, flag in {"nesterov": nesterov, "correct_mu": correct_mu, "correct_nu": correct_nu, "eps_hat": eps_hat}.items():
         checks.flag(name, flag)
     choice = Choice(storage, mu_dtype)
-    norm = jax.tree.map(moments.real, norm.rooted() if choice.rooted else norm)
+    norm = jax.tree.map(moments.floating, norm.rooted() if choice.rooted else norm)
     state_type: Any = ScaleByAdamState if norm.slots == 1 else ScaleByAmsgradState
     ahead = _look_ahead if nesterov else _as_it_is
 
     def init(params: Any) -> Any:
         mu, *nus = (_empty(choice, i, params) for i in range(1 + norm.slots))
-        leaves = _trained(mu)
-        codes = first_codes(len(leaves), norm.slots) if choice.narrow else ()
-        form = norm.form(choice.codes(leaves))
+        trained = sum(not trees.is_absent(leaf) for leaf in jax.tree.leaves(mu))
+        codes = first_codes(trained, norm.slots) if choice.narrow else ()
+        form = norm.form(choice.codes(mu))
         return state_type(jnp.zeros([], jnp.int32), mu, *nus, jnp.zeros([]), jnp.zeros([]), codes, form)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args
-        _check(state, state_type, lambda mu: norm.form(choice.codes(_trained(mu))))
+        _check(state, state_type, lambda mu: norm.form(choice.codes(mu)))
         count, mu, *nus, _, _, codes, form = state
         m, v, after = _ticks(norm, b1, b2, state, correct_mu=correct_mu, correct_nu=correct_nu)
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
@@ -174,11 +175,6 @@ def _empty(choice: Choice, moment: int, params: Any) -> Any:
         return choice.new(at, leaf).empty(leaf, moments.accumulator_dtype(leaf.dtype), moment)
 
     return trees.map_params(empty, params)
-
-
-def _trained(mu: Any) -> list[trees.At]:
-    """Where the trained leaves of a state are."""
-    return [trees.At(keys) for keys, leaf in trees.with_paths(mu) if not trees.is_absent(leaf)]
 
 
 def _ticks(norm: Norm, b1: Decay, b2: Decay, state: Any, *, correct_mu: bool, correct_nu: bool) -> tuple[Tick, Tick, Tick]:
@@ -233,7 +229,8 @@ def _leaf_step(
     turn: jax.Array, stream: jax.Array,
 ) -> tuple[jax.Array, Kept]:  # fmt: skip
     """Algorithm 1 on one leaf. Jitted, so that leaves of one shape are traced once; what differs between them is data."""
-    with jax.disable_jit():
+    # jnp's functions are jitted each by itself, and would be traced once a shape; loops in codes of one's own stay loops
+    with contextlib.nullcontext() if how.is_own else jax.disable_jit():
         wide = moments.accumulator_dtype(g.dtype, kept.mu.dtype)
         norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
         gradient = moments.saturate(g.astype(wide), norm.squares)

@@ -156,6 +156,15 @@ def test_one_adam_of_several_is_chosen_by_its_path_and_the_others_start_anew():
     middle, state = _ours(there, params, there.init(params), GRADIENTS[:STEPS], "float32")
     with pytest.raises(ValueError, match=r"state holds 2 ScaleByAdamStates: choose one with where=.*'fast'"):
         interop.from_optax(state, here, middle)
+    of_one = interop.from_optax(optax.adam(LR).init(middle), here, middle, where="'slow'")  # the path is of the other side
+    assert int(surgery.read_moments(of_one, where="'slow'").count) == 0
+    for move in (
+        lambda: interop.from_optax(optax.adam(LR).init(middle), adam_jax.adam(LR), middle, where="'slw'"),
+        lambda: interop.to_optax(adam_jax.adam(LR).init(middle), optax.adam(LR), middle, where="'slw'"),
+        lambda: interop.from_torch(_state_dict(), adam_jax.adam(LR), START, order={"w": 0, "b": 1}, where="'slw'"),
+    ):
+        with pytest.raises(ValueError, match=r"where must be part of the path of .*, got \"'slw'\""):
+            move()
     slow, fast = (
         interop.from_optax(state, here, middle, b1, where=f"'{name}'") for name, b1 in (("slow", B1), ("fast", 0.5))
     )

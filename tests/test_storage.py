@@ -506,6 +506,17 @@ def test_a_storage_of_ones_own_is_used():
     assert 0 < nmse.max() < 1e-7  # 15 bits of significand: steps of 2^-15, (2^-15)^2 / 12, some fifty of them
 
 
+def test_a_loop_in_codes_of_ones_own_stays_a_loop():
+    def encode(x: jax.Array, bits: jax.Array) -> jax.Array:
+        del bits
+        return jax.lax.scan(lambda x, _: (x * 1.0, None), x, length=500)[0].astype(jnp.float16)
+
+    code = storage.Code(jnp.dtype(jnp.float16), encode, lambda kept: kept.astype(jnp.float32))
+    tx = adam_jax.scale_by_adam(storage=storage.Storage(code, code))
+    lines = jax.jit(tx.update).lower(jnp.ones(8), tx.init(jnp.ones(8))).as_text().splitlines()
+    assert len(lines) < 1500  # unrolled, five thousand
+
+
 class InLogarithms(NamedTuple):
     """Marks float16 numbers that are logarithms."""
 

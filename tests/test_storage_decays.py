@@ -88,6 +88,20 @@ def test_moments_made_under_other_decays_are_not_cut(schedule, make, nesterov, h
         assert exact[-1].mean() > 2 * today  # which today's decays alone would not allow
 
 
+def test_adamaxs_maximum_keeps_for_a_while_what_int8_rounded_up():
+    """At constant gradients, steps over float32's: those that `scale_by_adamax` states."""
+    g = jnp.asarray(10.0 ** np.random.default_rng(0).uniform(-2, 0, 8192), jnp.float32)
+
+    def steps(tx: Any) -> np.ndarray:
+        return np.asarray(jax.jit(lambda: jax.lax.scan(lambda s, _: tx.update(g, s)[::-1], tx.init(g), length=300)[1])())
+
+    ratios = steps(adam_jax.scale_by_adamax(storage="int8")) / steps(adam_jax.scale_by_adamax())
+    means = ratios.mean(1)
+    assert 0.83 < means[2:50].min() < means[2:50].max() < 0.88
+    assert means[299] == pytest.approx(0.95, abs=0.01)
+    assert 0.49 < ratios.min() < 0.51
+
+
 @every_storage
 @pytest.mark.parametrize("kind", ["sparse", "Cauchy"])
 @pytest.mark.parametrize(("b1", "b2"), [(0.0, 0.999), (0.5, 0.9999), (0.9, 0.9999)])

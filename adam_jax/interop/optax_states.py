@@ -57,7 +57,7 @@ def from_optax(
     found = raw.chosen(state, raw.OPTAXS, where)
     largest = getattr(found, "nu_max", None)
     return raw.started(
-        raw.fresh(tx, params, where), int(found.count), (b1, b2), found.mu, found.nu, largest, max_of="corrected"
+        raw.fresh(tx, params, where, state), int(found.count), (b1, b2), found.mu, found.nu, largest, max_of="corrected"
     )
 
 
@@ -82,8 +82,8 @@ def to_optax(state: Any, optax_tx: optax.GradientTransformation, params: Any, *,
         >>> print(to_optax(scale_by_adam().init(jnp.zeros(1)), optax.adam(0.1), jnp.zeros(1))[0].mu)
         [0.]
     """
-    held = raw.dense(state, where, max_of="corrected")
     fresh = optax_tx.init(params)
+    held = raw.dense(state, where, fresh, max_of="corrected")
     old = raw.chosen(fresh, raw.OPTAXS, where)
     raw.check_largest(given=held.nu_max is not None, wanted=hasattr(old, "nu_max"))
     columns = {"mu": held.mu, "nu": held.nu} | ({} if held.nu_max is None else {"nu_max": held.nu_max})

@@ -33,21 +33,24 @@ class Fresh(NamedTuple):
     adam: Any
 
 
-def fresh(tx: Any, params: Any, where: str | None) -> Fresh:
-    """A state of tx, and the Adam in it that is meant."""
+def fresh(tx: Any, params: Any, where: str | None, other: Any = ()) -> Fresh:
+    """A state of tx, and the Adam in it that is meant; `where` may be for the `other` state alone."""
     state = tx.init(params)
-    return Fresh(state, chosen(state, OURS, where))
+    adam = chosen(state, OURS, where)
+    _check_where(where, state, other)
+    return Fresh(state, adam)
 
 
 def chosen(state: Any, kinds: tuple[type, ...], where: str | None) -> Any:
-    """The one node of these kinds, or that of several which `where` says."""
+    """The one node of these kinds, whatever `where` says, or that of several which it says."""
     found = trees.every(state, kinds, None, f"it must be of {kinds[0].__module__.split('.')[0]}")
     return next(iter(found.values())) if len(found) == 1 else trees.only(state, kinds, where, "")
 
 
-def dense(state: Any, where: str | None, *, max_of: MaxOf) -> Any:
-    """`surgery.Moments`, but raw, as others keep them, in float32 or float64."""
+def dense(state: Any, where: str | None, other: Any = (), *, max_of: MaxOf) -> Any:
+    """`surgery.Moments`, but raw, as others keep them, in float32 or float64; `where` may be for the `other` state alone."""
     held = surgery.read_moments(chosen(state, OURS, where))
+    _check_where(where, state, other)
     if isinstance(held.form, norms.Powers):
         raise ValueError("state must be of Adam, AMSGrad or AdaMax, got L^p Adam's, which has no counterpart elsewhere")
     _check_max_of(held.form, max_of, given=held.nu_max is not None)
@@ -148,6 +151,12 @@ def _check_max_of(form: Any, max_of: MaxOf, *, given: bool) -> None:
     held = "corrected" if isinstance(form, (norms.CorrectedSquares, norms.CorrectedRoots)) else "raw"
     if given and held != max_of:
         raise ValueError(f"max_of must be {max_of!r}, as the others' AMSGrad has it, got {held!r}")
+
+
+def _check_where(where: str | None, *states: Any) -> None:
+    """Raise unless `where` is part of the path of an Adam in one of the states."""
+    if where is not None:
+        trees.every(states, (*OURS, *OPTAXS), where, "")
 
 
 def _weight(decay: float, count: int) -> float:

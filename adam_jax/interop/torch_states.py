@@ -98,7 +98,7 @@ def to_torch(
     order: Any,
     transform: Transform = None,
     where: str | None = None,
-) -> Any:
+) -> dict[str, Any]:
     """Go back to PyTorch: what `optimizer.load_state_dict` takes.
 
     Args:

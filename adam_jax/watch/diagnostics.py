@@ -253,7 +253,7 @@ def _norm_of(node: Any, p: ArrayLike | None) -> norms.Norm:
     if (form is norms.Powers) != (p is not None):
         given, held = ("must be given, as to scale_by_lp,", "") if p is None else ("must be None", "no ")
         raise ValueError(f"p {given} for a state that holds {held}L^p norms, got {p}")
-    return norms.Power(moments.real(p)) if p is not None else _NORMS[form]()
+    return norms.Power(moments.floating(p)) if p is not None else _NORMS[form]()
 
 
 def _skipped(state: Any) -> jax.Array | None:
