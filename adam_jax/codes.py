@@ -28,6 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from adam_jax.moments import where
+
 __all__ = [
     "coming_window",
     "decode_ratio",
@@ -78,31 +80,33 @@ def encode_root(s: jax.Array, bits: jax.Array, window: jax.Array) -> jax.Array:
     `window` is int32[2]: the biased exponent of the lowest octave, and the bits after the octave. NaN becomes the lowest.
     """
     drop = 23 - window[1]
-    above = jnp.where(jnp.isnan(s), 0, jnp.maximum(_pattern(s) - (window[0] << 23), 0))
+    above = where(s != s, 0, jnp.maximum(_pattern(s) - (window[0] << 23), 0))
     code = jnp.minimum((above + (bits >> (32 - drop).astype(jnp.uint32)).astype(jnp.int32)) >> drop, LARGEST - 1)
-    return jnp.where(s == 0, 0, code + 1)
+    return where(s == 0, 0, code + 1)
 
 
 def decode_root(code: jax.Array, window: jax.Array) -> jax.Array:
     """The root, float32, that a code stands for in its window."""
-    return jnp.where(code == 0, 0.0, _number(((code - 1) << (23 - window[1])) + (window[0] << 23)))
+    return where(code == 0, 0.0, _number(((code - 1) << (23 - window[1])) + (window[0] << 23)))
 
 
 def pack(root: jax.Array, ratio: jax.Array, m: jax.Array) -> jax.Array:
-    """The bfloat16 number of both codes; m gives the sign, and NaN."""
+    """The bfloat16 number of both codes; m gives the sign, and NaN where it is not finite."""
     number = _number((root << 23) | (ratio << 16))
-    number = jnp.where(root == 0, 0.0, jnp.where(m < 0, -number, number))
-    return jnp.where(jnp.isnan(m), jnp.nan, number).astype(jnp.bfloat16)
+    return (where(root == 0, 0.0, where(m < 0, -number, number)) + (m - m)).astype(jnp.bfloat16)
 
 
-def unpack(packed: jax.Array, most: ArrayLike = 255) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The code of s, the code of |m| / s, and the number 1, -1 or NaN by which that is multiplied.
+def unpack(packed: jax.Array, most: ArrayLike | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The code of s, the code of |m| / s, and the number 1, 0, -1 or NaN by which that is multiplied.
 
-    Codes of s are cut at `most`: at 0 all numbers, and NaN, become zero.
+    If `most` is zero, all are; otherwise it is above 2^15 and changes nothing.
     """
-    pattern = _pattern(packed.astype(jnp.float32))
-    root = jnp.minimum((pattern >> 23) & 255, most)
-    return root, (pattern >> 16) & 127, jnp.where(root == 255, jnp.nan, jnp.where(pattern < 0, -1.0, 1.0))
+    number = packed.astype(jnp.float32)
+    both, sign = (_pattern(number) >> 16) & 0x7FFF, jnp.sign(number)
+    if most is not None:
+        both = jnp.minimum(both, most)
+        sign = where(both == 0, 0.0, sign)
+    return both >> 7, both & 127, sign
 
 
 def raised(s: jax.Array, window: jax.Array) -> jax.Array:
@@ -134,38 +138,31 @@ def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> ja
 def extremes(packed: jax.Array) -> jax.Array:
     """The highest and the lowest code of a positive root, 0 and 255 where there is none: int32[2].
 
-    XLA makes one kernel of it and of the step if this is one reduction of pairs; on TPU, if it is two. On CPU a reduction is
-    vectorized, and ten times faster, in eight bits.
+    XLA makes one kernel of it and of the step if this is one reduction of pairs; on TPU, if it is two, of numbers. On CPU a
+    reduction is vectorized, and ten times faster, in eight bits.
     """
+    axes = tuple(range(packed.ndim))
 
-    def fields(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pairs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         code = (jax.lax.bitcast_convert_type(x, jnp.uint16) >> 7).astype(jnp.uint8)
-        pairs, start = (jnp.where(code == 255, 0, code), code - jnp.uint8(1)), (jnp.uint8(0), jnp.uint8(255))
-        top, bottom = jax.lax.reduce(pairs, start, lambda a, b: (jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1])), axes)
-        return top.astype(jnp.int32), jnp.minimum(bottom.astype(jnp.int32) + 1, 255)
-
-    def numbers(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        size = jnp.abs(x.astype(jnp.float32))
-        size = jnp.where(jnp.isnan(size), 0.0, size)
-        return size, jnp.where(size == 0, jnp.inf, size)
-
-    def pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        start = (jnp.float32(0.0), jnp.float32(jnp.inf))
-        both = jax.lax.reduce(numbers(x), start, lambda a, b: (jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1])), axes)
-        return _pattern(both[0]) >> 23, _pattern(both[1]) >> 23
+        one, both = np.uint8(1), lambda a, b: (jax.lax.max(a[0], b[0]), jax.lax.min(a[1], b[1]))
+        # zero and NaN, 0 and 255, are among the lowest of the former and the highest of the latter
+        top, bottom = jax.lax.reduce((code + one, code - one), (np.uint8(0), np.uint8(255)), both, axes)
+        return jnp.maximum(top.astype(jnp.int32), 1) - 1, jnp.minimum(bottom.astype(jnp.int32) + 1, 255)
 
     def apart(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        size, positive = numbers(x)
+        size = jnp.abs(x.astype(jnp.float32))
+        size = where(size != size, 0.0, size)
+        positive = where(size == 0, jnp.inf, size)
         return _pattern(jnp.max(size, initial=0.0)) >> 23, _pattern(jnp.min(positive, initial=jnp.inf)) >> 23
 
-    axes = tuple(range(packed.ndim))
-    top, bottom = jax.lax.platform_dependent(packed, cpu=fields, tpu=apart, default=pair)
+    top, bottom = jax.lax.platform_dependent(packed, tpu=apart, default=pairs)
     return jnp.stack([top, bottom])
 
 
 def _pattern(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
 
 
 def _number(pattern: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(pattern.astype(jnp.int32), jnp.float32)
+    return jax.lax.bitcast_convert_type(pattern, jnp.float32)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax import checks, trees
+from adam_jax import checks, moments, trees
 
 __all__ = ["SkipNonfiniteState", "raise_if_stuck", "skip_nonfinite"]
 
@@ -78,7 +78,7 @@ def skip_nonfinite(
             return jax.lax.cond(good, step, lambda: (nothing, before))
 
         def choose(good: jax.Array) -> tuple[Any, Any]:
-            return jax.tree.map(functools.partial(jnp.where, good), step(), (nothing, before))
+            return jax.tree.map(functools.partial(moments.where, good), step(), (nothing, before))
 
         new_updates, new_inner = jax.lax.platform_dependent(good, cpu=branch, default=choose)
         consecutive = jnp.where(good, 0, optax.safe_increment(state.consecutive))
@@ -117,8 +117,9 @@ def raise_if_stuck(state: Any, *, where: str | None = None) -> None:
 
 def _all_finite(updates: Any) -> jax.Array:
     """By a sum of zeros, NaN where anything is not finite: XLA takes that and a norm in one pass, and not booleans."""
-    found = [jnp.sum(g * 0) == 0 for g in jax.tree.leaves(updates) if trees.is_trained(g)]
-    return jnp.all(jnp.stack(found)) if found else jnp.ones([], bool)
+    with jax.disable_jit():  # of jnp's functions, each of which is traced once a shape
+        found = [jnp.sum(g * 0) == 0 for g in jax.tree.leaves(updates) if trees.is_trained(g)]
+        return jnp.all(jnp.stack(found)) if found else jnp.ones([], bool)
 
 
 def _as_before(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -72,23 +72,21 @@ def draws(shape: tuple[int, ...], stream: ArrayLike, turn: ArrayLike) -> jax.Arr
         >>> print((pair >> 31).sum(0))  # of two consecutive steps one draw is in the upper half
         [1 1]
     """
-    stream, stride = jnp.asarray(stream, jnp.uint32), 1
-    index = jnp.zeros(shape, jnp.uint32) if shape else stream
+    index, stride = jnp.asarray(stream, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
-        along = jax.lax.iota(jnp.uint32, shape[axis]) * np.uint32(stride % 2**32)
+        along = jax.lax.iota(jnp.uint32, shape[axis])
+        along = along * np.uint32(stride % 2**32) if stride > 1 else along
         if axis == 0:  # on TPU an array beside the kernel: so the stream is no operand of its own
-            along += stream
-        index += jax.lax.broadcast_in_dim(along, shape, (axis,))
+            along += jnp.asarray(stream, jnp.uint32)
+        along = jax.lax.broadcast_in_dim(along, shape, (axis,))
+        index = index + along if stride > 1 else along
         stride *= shape[axis]
-    return draws_at(index, np.uint32(0), turn)
+    return _drawn(index, turn)
 
 
 def draws_at(index: jax.Array, stream: ArrayLike, turn: ArrayLike) -> jax.Array:
     """The draws of the elements with these indices, uint32, at a `turn`: what a kernel on a block of a leaf calls."""
-    x = (index + stream) * np.uint32(0x9E3779B1)
-    x = (x ^ (x >> 16)) + turn
-    x ^= x * np.uint32(0x6C50B47C)
-    return x ^ (x * np.uint32(0xB82F1E52))
+    return _drawn(index + stream, turn)
 
 
 def stochastic(x: jax.Array, bits: jax.Array, drop: int, rest: jax.Array | None = None) -> jax.Array:
@@ -113,8 +111,8 @@ def stochastic(x: jax.Array, bits: jax.Array, drop: int, rest: jax.Array | None 
         raised = (bits >> np.uint32(32 - drop)) + _bits_of(low + _units(x, rest) >> 16)
     keep = np.uint32(2**32 - 2**drop)
     largest = EXPONENT - np.uint32(2**drop)  # of the numbers left; it, infinities and NaN are cut, not raised
-    quiet = jnp.minimum(bare & ~keep, 1) << 22  # a NaN with no other bit stays one; the largest numbers have that bit
-    return number(jnp.where(bare & ~SIGN >= largest, bare | quiet, bare + raised) & keep)
+    quiet = -bare & np.uint32(1 << 22)  # a NaN with low bits alone stays one; the largest numbers have that bit
+    return number(jax.lax.select(bare & ~SIGN >= largest, bare | quiet, bare + raised) & keep)
 
 
 def round_to(x: jax.Array, dtype: DTypeLike, bits: jax.Array, rest: jax.Array | None = None) -> jax.Array:
@@ -199,6 +197,13 @@ def pattern(x: jax.Array) -> jax.Array:
 def number(bits: jax.Array) -> jax.Array:
     """The float32 numbers with these bits."""
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _drawn(x: jax.Array, turn: ArrayLike) -> jax.Array:
+    x = x * np.uint32(0x9E3779B1)
+    x = (x ^ (x >> 16)) + turn
+    x ^= x * np.uint32(0x6C50B47C)
+    return x ^ (x * np.uint32(0xB82F1E52))
 
 
 def _units(x: jax.Array, rest: jax.Array) -> jax.Array:

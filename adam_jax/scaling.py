@@ -112,7 +112,8 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtr
         size = 2 * max(1, sum(u.size for u in trained))
         widest = moments.accumulator_dtype(*(u.real.dtype for u in trained))
         # one pass, and a form that XLA fuses into the reduction: clipping u itself would be written to memory first
-        squares = (jnp.minimum(moments.squared(u), float(jnp.finfo(u.dtype).max) / size).sum() for u in trained)
+        with jax.disable_jit():  # of jnp's functions, each of which is traced once a shape
+            squares = [jnp.minimum(moments.squared(u), float(jnp.finfo(u.dtype).max) / size).sum() for u in trained]
         norm = moments.root(_sum([x.astype(widest) for x in squares]))
         most = jnp.asarray(max_norm, norm.dtype)
         return _scale(jnp.where(norm <= most, 1.0, most / jnp.where(norm <= most, 1.0, norm)), updates), state
@@ -259,9 +260,10 @@ def _scale(factor: ArrayLike, updates: Any) -> Any:
 
     def scale(u: ArrayLike) -> jax.Array:
         wide = moments.widened(u)
-        return moments.times(jnp.asarray(factor, wide.real.dtype), wide).astype(jnp.result_type(u))
+        return moments.times(jnp.asarray(factor, jnp.finfo(wide.dtype).dtype), wide).astype(jnp.result_type(u))
 
-    return jax.tree.map(lambda u: scale(u) if trees.is_trained(u) else u, updates)
+    with jax.disable_jit():
+        return jax.tree.map(lambda u: scale(u) if trees.is_trained(u) else u, updates)
 
 
 def _sum(numbers: list[jax.Array]) -> jax.Array:

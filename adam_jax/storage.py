@@ -161,6 +161,11 @@ class Storage:
         return self.second is not None
 
     @property
+    def windowed(self) -> bool:
+        """Whether codes are those of a window, which each leaf has (`Codes`)."""
+        return False
+
+    @property
     def is_own(self) -> bool:
         """Whether anything is in codes that are not the library's."""
         return any(isinstance(code, Code) and code not in ROUNDED.values() for code in (self.first, self.second))
@@ -196,7 +201,10 @@ class Storage:
 
     def emptied(self, kept: Kept, empty: ArrayLike) -> Kept:
         """What is kept, or moments of zero where `empty`, a boolean scalar."""
-        mu, *nus = (jnp.where(empty, self.zero(i, x.dtype), x) for i, x in enumerate((kept.mu, *kept.nus)))
+        each = enumerate((kept.mu, *kept.nus))
+        mu, *nus = (
+            x if trees.is_absent(x) else moments.where(jnp.asarray(empty), self.zero(i, x.dtype), x) for i, x in each
+        )
         return kept._replace(mu=mu, nus=tuple(nus))
 
     def windows_of(self, nus: Nus) -> Any:
@@ -205,7 +213,7 @@ class Storage:
         return ()
 
     def load(
-        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike = False
+        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike | None = None
     ) -> tuple[jax.Array, Nus]:
         """The first moment and the second ones, roots where they are narrow, in the dtype of the arithmetic.
 
@@ -213,30 +221,31 @@ class Storage:
         `empty`, a boolean scalar, they are zero.
         """
         del ratios
-        kept = kept if empty is False else self.emptied(kept, empty)
-        mu = self.first.decode(straight_through.opened(kept.mu)) if isinstance(self.first, Code) else kept.mu
-        nus = [self.second.decode(straight_through.opened(nu)) if self.second else nu for nu in kept.nus]
+        kept = kept if empty is None else self.emptied(kept, empty)
+        mu = self.first.decode(kept.mu) if isinstance(self.first, Code) else kept.mu
+        nus = [self.second.decode(nu) if self.second else nu for nu in kept.nus]
         mu, nus = mu.astype(wide), tuple(nu.astype(jnp.finfo(wide).dtype) for nu in nus)
-        return mu if limit is None else self.bounded(mu, nus[0], limit), nus
+        return mu if limit is None or not self.narrow else moments.within(mu, nus[0], limit), nus
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
         """What is kept after a step to the first moment m, and both moments as they are kept.
 
         In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
         """
-        exact, extremes, new, sealed = (m, *moving.advance(moving.g)), np.zeros((len(kept.nus), 2), np.int32), [], []
+        exact, extremes = (m, *moving.advance(moving.g)), np.zeros((len(kept.nus), 2), np.int32)
         # as they are, the moments are what is kept: nothing to trace
         if not self.rounds and all(x.dtype == old.dtype for x, old in zip(exact, (kept.mu, *kept.nus), strict=True)):
             return Kept(m, exact[1:], extremes), m, exact[1:]
-        bits = moving.draws(1 + len(kept.nus))
+        bits, new, narrow = moving.draws(1 + len(kept.nus)), [], {}
         for i, (x, old) in enumerate(zip(exact, (kept.mu, *kept.nus), strict=True)):
             code = self.second if i else self.first
-            coded = isinstance(code, Code)
-            new.append((code.encode(x.astype(jnp.float32), bits[i]) if coded else x).astype(old.dtype))
-            sealed.append(straight_through.sealed(new[i], x) if coded else new[i])
-        m, nus = self.load(Kept(new[0], tuple(new[1:])), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
-        m, *nus = straight_through.straight(exact, (m, *nus))
-        return Kept(sealed[0], tuple(sealed[1:]), extremes), m, tuple(nus)
+            new.append(code.encode(x.astype(jnp.float32), bits[i]) if isinstance(code, Code) else x)
+            new[i] = new[i].astype(old.dtype)
+            narrow |= {i: new[i]} if isinstance(code, Code) else {}
+        loaded = self.load(Kept(new[0], tuple(new[1:])), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+        (m, nus), narrow = straight_through.straight((m, exact[1:]), loaded, narrow)
+        mu, *kept_nus = (narrow.get(i, x) for i, x in enumerate(new))
+        return Kept(mu, tuple(kept_nus), extremes), m, nus
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         """What is kept of given moments, rounded to nearest, in arrays like those of `kept`; with windows, not extremes."""
@@ -250,7 +259,7 @@ class Storage:
 
     def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
         """A first moment no larger than it can be for its size, which only rounding may have passed."""
-        return straight_through.straight(m, moments.within(m, size, limit)) if self.narrow else m
+        return straight_through.straight(m, moments.within(m, size, limit))[0] if self.narrow else m
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +274,10 @@ class Int8(Storage):
 
     @property
     def narrow(self) -> bool:
+        return True
+
+    @property
+    def windowed(self) -> bool:
         return True
 
     def dtypes(self, wide: DTypeLike) -> tuple[np.dtype, np.dtype]:
@@ -290,14 +303,15 @@ class Int8(Storage):
         return jnp.stack([window(s) for s in nus])
 
     def load(
-        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike = False
+        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike | None = None
     ) -> tuple[jax.Array, Nus]:
-        # of the scalars that the kernel has anyway: with more of them than 19, XLA on TPU makes two kernels
-        most = jnp.where(empty, 0, codes.step(ratios))
-        root, ratio, sign = codes.unpack(straight_through.opened(kept.mu), most)
-        more = [jnp.minimum(code, most) for code in _bytes(kept.nus[1:])]
+        step, more = codes.step(ratios), _bytes(kept.nus[1:])
+        if empty is not None:  # by a scalar that the kernel has anyway: with one more, XLA on TPU makes two kernels
+            step = jnp.where(empty, 0, step)
+            more = [jnp.minimum(code, step) for code in more]
+        root, ratio, sign = codes.unpack(kept.mu, None if empty is None else step)
         s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
-        size = codes.decode_ratio(ratio, most)
+        size = codes.decode_ratio(ratio, step)
         mu = sign * (size if limit is None else jnp.minimum(size, jnp.asarray(limit, size.dtype))) * s[0]
         return mu.astype(wide), tuple(x.astype(jnp.finfo(wide).dtype) for x in s)
 
@@ -305,15 +319,15 @@ class Int8(Storage):
         old = (kept.mu, *(codes.pack(root, jnp.zeros_like(root), jnp.float32(1.0)) for root in _bytes(kept.nus[1:])))
         extremes = jnp.stack([codes.extremes(packed) for packed in old])
         bits = moving._replace(turn=_after(moving.turn, extremes)).draws(1 + len(kept.nus))
-        windows, exact = kept.windows[:, 2:], (m, *moving.advance(moving.g))
+        windows, exact = [w[2:] for w in kept.windows], (m, *moving.advance(moving.g))
         sizes = [s.astype(jnp.float32) for s in exact[1:]]
         root, *more = (codes.encode_root(s, bits[i + 1], w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True)))
         ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
         packed = codes.pack(root, codes.encode_ratio(ratio, bits[0], moving.limits.ratios), m)
         nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
-        m, sizes = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
-        m, *sizes = straight_through.straight(exact, (m, *sizes))
-        return Kept(straight_through.sealed(packed, exact), nus, extremes), m, tuple(sizes)
+        loaded = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
+        (m, sizes), packed = straight_through.straight((m, exact[1:]), loaded, packed)
+        return Kept(packed, nus, extremes), m, sizes
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         sizes, half, windows = [s.astype(jnp.float32) for s in nus], _half(m), self.windows_of(nus)
@@ -384,7 +398,7 @@ def _half(x: jax.Array) -> jax.Array:
 
 
 def _quotient(m: jax.Array, s: jax.Array) -> jax.Array:
-    return m / jnp.where(s >= jnp.finfo(s.dtype).tiny, s, 1.0)  # of a root of zero no ratio is kept
+    return m / moments.where(s >= jnp.finfo(s.dtype).tiny, s, 1.0)  # of a root of zero no ratio is kept
 
 
 def _bytes(nus: Nus) -> list[jax.Array]:

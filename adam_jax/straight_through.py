@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["opened", "sealed", "straight"]
+__all__ = ["opened", "straight"]
 
 UNDIFFERENTIABLE = (
     "storage must be 'float32' or 'root', and mu_dtype None or float32, to differentiate through more than one step, got "
@@ -18,34 +18,28 @@ UNDIFFERENTIABLE = (
 
 
 @jax.custom_jvp
-def straight(exact: Any, rounded: Any) -> Any:
-    """The rounded arrays, with the derivatives of the exact ones."""
+def straight(exact: Any, rounded: Any, kept: Any = ()) -> tuple[Any, Any]:
+    """The rounded arrays, with the derivatives of the exact ones, and what is kept of them.
+
+    Where the exact ones are differentiated, what is kept is marked by a derivative of zero, for `opened` to refuse.
+    """
     del exact
-    return rounded
+    return rounded, kept
 
 
 @straight.defjvp
 def _straight_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-    return primals[1], jax.tree.map(lambda x, t: t.astype(x.dtype), primals[1], tangents[0])
+    _, rounded, kept = primals
+    mark = jnp.mean(sum(0.0 * t for t in jax.tree.leaves(tangents[0])))  # not a constant, which reverse mode would drop
+    for x in jax.tree.leaves(kept):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise ValueError(UNDIFFERENTIABLE.format(x.dtype))  # integers cannot be marked
+    marks = jax.tree.map(lambda x: jnp.full(x.shape, mark, x.dtype), kept)
+    return (rounded, kept), (jax.tree.map(lambda x, t: t.astype(x.dtype), rounded, tangents[0]), marks)
 
 
 @jax.custom_jvp
-def sealed(kept: jax.Array, exact: Any) -> jax.Array:
-    """What is kept of moments; where these are differentiated, marked by a derivative of zero, for `opened` to refuse."""
-    del exact
-    return kept
-
-
-@sealed.defjvp
-def _sealed_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    if not jnp.issubdtype(primals[0].dtype, jnp.inexact):
-        raise ValueError(UNDIFFERENTIABLE.format(primals[0].dtype))  # integers cannot be marked
-    mark = sum(0.0 * t for t in jax.tree.leaves(tangents[1]))  # not a constant, which reverse mode would drop
-    return primals[0], jnp.asarray(mark, primals[0].dtype)
-
-
-@jax.custom_jvp
-def opened(kept: jax.Array) -> jax.Array:
+def opened(kept: Any) -> Any:
     """What a step begins with, which may not depend on anything that is differentiated."""
     return kept
 
@@ -53,4 +47,5 @@ def opened(kept: jax.Array) -> jax.Array:
 @opened.defjvp
 def _opened_jvp(primals: tuple, tangents: tuple) -> Any:
     del tangents
-    raise ValueError(UNDIFFERENTIABLE.format(primals[0].dtype))
+    inexact = [x.dtype for x in jax.tree.leaves(primals) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    raise ValueError(UNDIFFERENTIABLE.format(min(inexact, key=lambda dtype: dtype.itemsize)))

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from adam_jax import checks, clock, codes, moments, norms, rounding, trees
+from adam_jax import checks, clock, codes, moments, norms, rounding, straight_through, trees
 from adam_jax.choices import Choice, StoragePerLeaf
 from adam_jax.clock import Tick
 from adam_jax.norms import Norm
@@ -200,7 +200,8 @@ def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any, count: jax.A
         return [(storage, np.uint32(0), ()) for storage in how]
     streams = [jnp.asarray(storage.stream(at), jnp.uint32) for storage, (at, _) in zip(how, there, strict=True)]
     windows = codes.windows if choice.narrow else ()
-    return [(storage, *own) for storage, own in zip(how, _as_data(streams, windows, count), strict=True)]
+    data = zip(how, _as_data(streams, windows, count), strict=True)
+    return [(storage, stream, own if storage.windowed else ()) for storage, (stream, own) in data]
 
 
 def _as_data(streams: list[jax.Array], windows: Any, count: jax.Array) -> list[Any]:
@@ -234,6 +235,7 @@ def _leaf_step(
         wide = moments.accumulator_dtype(g.dtype, kept.mu.dtype)
         norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
         gradient = moments.saturate(g.astype(wide), norm.squares)
+        kept = straight_through.opened(kept)._replace(windows=[tuple(w) for w in kept.windows]) if how.rounds else kept
         m, nus = how.load(kept, wide, limits.ratios_before, empty=empty)
         m = norm.average(m, gradient, k.m.moved)
         moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, turn, limits)
@@ -266,7 +268,7 @@ def _limits(norm: Norm, held: Codes, k: _Scalars, count: jax.Array) -> Limits:
 
 def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.integer) else x.astype(dtype)
+    return x if x.dtype == dtype or jnp.issubdtype(x.dtype, jnp.integer) else x.astype(dtype)
 
 
 def _check(state: Any, state_type: type, form_of: Callable[[Any], Any]) -> None:

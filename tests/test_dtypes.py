@@ -1,5 +1,6 @@
 """Every mix of dtypes, the whole range of each, and complex numbers."""
 
+import functools
 import itertools
 import math
 
@@ -12,6 +13,7 @@ import reference
 from cases import CASES, OPTIMIZERS
 
 import adam_jax
+import adam_jax.storage
 
 NARROW = (jnp.bfloat16, jnp.float16, jnp.float32)
 
@@ -104,13 +106,22 @@ def test_constant_gradients_of_any_size_give_unit_steps_in_the_root_form():
     np.testing.assert_allclose(updates, 1.0, atol=8 * 2**-24)
 
 
-def test_a_nan_or_an_infinity_shows():
-    for root in (False, True):
-        updates, _ = _play(
-            adam_jax.scale_by_adam(storage="root" if root else None),
-            jnp.array([[1.0, 1.0, 1.0], [jnp.nan, jnp.inf, -jnp.inf]]),
-        )
-        assert jnp.isnan(updates[1]).all()
+FAMILY = {
+    "adam": adam_jax.scale_by_adam,
+    "nadam": functools.partial(adam_jax.scale_by_adam, nesterov=True),
+    "amsgrad": adam_jax.scale_by_amsgrad,
+    "adamax": adam_jax.scale_by_adamax,
+    "lp": functools.partial(adam_jax.scale_by_lp, 3.0),
+}
+
+
+@pytest.mark.parametrize("how", [None, "root", "bfloat16", adam_jax.storage.int8(smallest=0)], ids=str)
+@pytest.mark.parametrize("factory", FAMILY.values(), ids=FAMILY)
+def test_a_nan_or_an_infinity_shows_in_its_element_and_in_no_other(factory, how):
+    wrong = jnp.array([1.0, jnp.nan, jnp.inf, -jnp.inf, -1.0])
+    updates, _ = _play(factory(storage=how), jnp.stack([jnp.ones(5), wrong, jnp.ones(5)]))
+    assert jnp.isnan(updates[1:, 1:4]).all()
+    assert jnp.isfinite(updates[:, ::4]).all()
 
 
 def test_complex_leaves_have_real_second_moments_of_the_absolute_value():

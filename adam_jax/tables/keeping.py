@@ -79,7 +79,6 @@ class Keeping:
         """The state of a table of which no row has been touched."""
         wide = moments.accumulator_dtype(table.dtype)
         mu, nu = (_bits(self.how.empty(table, wide, moment)) for moment in (0, 1))
-        windowed = len(self.how.windows_of((jnp.zeros(1),))) > 0
         return RowAdamState(
             count=jnp.zeros([], jnp.int32),
             mu=mu,
@@ -87,7 +86,7 @@ class Keeping:
             row_count=_column(table, jnp.int32),
             log_keep=jnp.zeros(2, wide) if ledger else None,
             row_log_keep=_column(table, wide, 2) if ledger else None,
-            row_window=_column(table, jnp.int32, 2) if windowed else None,
+            row_window=_column(table, jnp.int32, 2) if self.how.windowed else None,
             residual=jnp.zeros_like(table, dtype=f"uint{self.residual}") if self.residual else None,
             form=form,
         )
