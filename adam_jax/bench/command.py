@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,10 +78,11 @@ def _parser() -> _Parser:
         "--shapes",
         choices=list(steps.SHAPES),
         default="one",
-        help="one leaf of 16M (default), GPT-2's, 2,000 leaves of 2,000, a table of 1M x 64",
+        help="one leaf of 16M (default), GPT-2's, 2,000 leaves of 2,000 (compiles for minutes), a table of 1M x 64",
     )
-    one.add_argument("--rounds", type=_count, default=25, metavar="N", help="steps that each takes (default 25)")
-    one.add_argument("--scale", type=_count, default=1, metavar="N", help="divide the leaves' first dimension, to try it")
+    one.add_argument("--rounds", type=_count, default=25, metavar="N", help="steps that each takes at most (default 25)")
+    one.add_argument("--seconds", type=_count, default=10, metavar="N", help="of them, once it has taken three (default 10)")
+    one.add_argument("--scale", type=_count, default=1, metavar="N", help="divide the size, to try it")
     one.add_argument("--only", default="", metavar="TEXT", help="forms whose name contains it")
     one.add_argument("--plot", type=Path, metavar="FILE", help="draw the times into this file")
     one = add("storage", "narrow moments beside published 8-bit Adams, when the gradients' scale changes", _storage)
@@ -136,19 +138,20 @@ def _training(arguments: argparse.Namespace) -> int:
 
 
 def _steps(arguments: argparse.Namespace) -> int:
-    rows = _gathered(steps.measured(arguments.shapes, arguments.only, arguments.rounds, arguments.scale))
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory on a GPU, too
+    rows = _gathered(steps.measured(arguments.shapes, arguments.only, arguments.rounds, arguments.seconds, arguments.scale))
     columns = {
         "form": "",
         "ms": "ms",
         "ratio": "of Optax's",
         "share": "of copy rate",
-        "limit": "moved at least",
-        "moved": "by compiler",
+        "limit": "least",
+        "moved": "moved",
         "state": "state",
         "peak": "peak",
         "compile": "compile, s",
     }
-    title = f"a step on {jax.devices()[0].device_kind}, medians of {arguments.rounds}; bytes a parameter"
+    title = f"a step on {jax.devices()[0].device_kind}, medians of up to {arguments.rounds}; bytes a parameter"
     return _put(arguments, rows, _table(title, columns, rows, steps.NOTE), steps.figure(rows) if arguments.plot else None)
 
 

@@ -24,8 +24,9 @@ __all__ = ["NOTE", "SHAPES", "figure", "measured"]
 
 ROWS = 4096  # of a table, that a step touches
 NOTE = (
-    "of copy rate: had it moved no more than it must. peak: parameters, gradients, state and temporaries; of JAX's by the "
-    "compiler, of PyTorch's by its allocator (GPU) or by Linux. compile: trace and compile; of PyTorch's the first step."
+    "least: what a step must move; of copy rate: had it moved no more. moved: by the compiler's count, which knows no "
+    "caches. peak: parameters, gradients, state and temporaries; of JAX's by the compiler, of PyTorch's by its allocator "
+    "(GPU) or by Linux. compile: trace and compile; of PyTorch's the first step."
 )
 
 
@@ -69,13 +70,14 @@ class Turn(NamedTuple):
     build: Callable[[], tuple[Callable[[], None], dict[str, float]]]
 
 
-def measured(shape: str, only: str = "", rounds: int = 25, scale: int = 1) -> Iterator[dict[str, Any]]:
+def measured(shape: str, only: str = "", rounds: int = 25, seconds: float = 10, scale: int = 1) -> Iterator[dict[str, Any]]:
     """Medians of interleaved steps.
 
     Args:
         shape: one of `SHAPES`.
         only: part of the names of the optimizers wanted; the copy and Optax's adam are always there.
-        rounds: how many steps each takes.
+        rounds: how many steps each takes, at most.
+        seconds: after which an optimizer stops taking turns, once it has taken three.
         scale: divides the size, to try it out.
 
     Yields:
@@ -95,32 +97,29 @@ def measured(shape: str, only: str = "", rounds: int = 25, scale: int = 1) -> It
     def gradients(dtype: Any) -> list[jax.Array]:
         return [jax.random.normal(jax.random.key(i), leaf, dtype) for i, leaf in enumerate(leaves)]
 
-    turns = {form.name: Turn(form.name, form.limit, functools.partial(_form, form, gradients)) for form in forms.FORMS}
-    others = [*turns.values()][1:]
-    others += [Turn(peer.name, peer.limit, functools.partial(_in_torch, peer, leaves)) for peer in peers.TORCH]
-    others += [
+    optax_form, *ours = (Turn(form.name, form.limit, functools.partial(_form, form, gradients)) for form in forms.FORMS)
+    theirs = [Turn(peer.name, peer.limit, functools.partial(_in_torch, peer, leaves)) for peer in peers.TORCH]
+    theirs += [
         Turn("flashoptim-jax", 16, functools.partial(_flash, None, gradients)),
         Turn("flashoptim-jax, 24-bit weights", 12, functools.partial(_flash, 24, gradients)),
     ]
     if shape == "table":
-        others += [
-            Turn(f"row_adam, {ROWS} rows", None, functools.partial(_rows, leaves[0])),
-            Turn(f"PyTorch SparseAdam, {ROWS} rows", None, functools.partial(_torch_rows, leaves[0])),
-        ]
-    (copy, _), (optax_adam, figures) = _copy(size), turns["optax adam"].build()
-    copy_ms, ms = _medians([copy, optax_adam], rounds)
+        ours.append(Turn(f"row_adam, {ROWS} rows", None, functools.partial(_rows, leaves[0])))
+        theirs.append(Turn(f"PyTorch SparseAdam, {ROWS} rows", None, functools.partial(_torch_rows, leaves[0])))
+    (copy, _), (optax_adam, figures) = _copy(size), optax_form.build()
+    copy_ms, ms = _medians([copy, optax_adam], rounds, seconds)
     yield _row("copy", 8, [copy_ms, copy_ms, ms], {})
-    yield _row("optax adam", 28, [ms, copy_ms, ms], figures)
-    for turn in (turn for turn in others if only in turn.name):
+    yield _row(optax_form.name, optax_form.limit, [ms, copy_ms, ms], figures)
+    for turn in (turn for turn in (*ours, *theirs) if only in turn.name):
         try:
             with peers.quietly():
                 run, figures = turn.build()
         except Exception as error:
-            if turn.name in turns:
+            if turn in ours:
                 raise
             yield {"form": turn.name, "missing": peers.why_missing(error)}  # what others' software may lack
             continue
-        copy_ms, optax_ms, ms = _medians([copy, optax_adam, run], rounds)
+        copy_ms, optax_ms, ms = _medians([copy, optax_adam, run], rounds, seconds)
         del run  # and its arrays
         yield _row(turn.name, turn.limit, [ms, copy_ms, optax_ms], figures)
 
@@ -147,9 +146,10 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     ):
         bars = axis.barh([row["form"] for row in shown], [row.get(name, math.nan) for row in shown], color="tab:blue")
         axis.bar_label(bars, [f"{row[name]:.2f}" if name in row else "" for row in shown], padding=3)
-        axis.margins(x=0.15, y=0.01)
+        axis.margins(x=0.25, y=0.01)
         axis.set_xlabel(label)
-    axes[0].axvline(1.0, color="black", linewidth=0.8)
+    axes[0].axvline(1.0, color="black", linewidth=0.8, zorder=0)
+    axes[0].set_xscale("log")
     axes[0].invert_yaxis()
     return drawn
 
@@ -160,10 +160,11 @@ def _row(name: str, limit: float | None, times: Sequence[float], figures: dict[s
     return {"form": name, "ms": ms, "ratio": ms / optax_ms, **least, **figures}
 
 
-def _medians(runs: Sequence[Callable[[], None]], rounds: int) -> list[float]:
+def _medians(runs: Sequence[Callable[[], None]], rounds: int, seconds: float) -> list[float]:
     """Milliseconds, of rounds in which each runs once; a first round warms up."""
     times: list[list[float]] = []
-    for _ in range(rounds + 1):
+    until = time.perf_counter() + seconds
+    while len(times) <= rounds and (len(times) <= 3 or time.perf_counter() < until):
         times.append([])
         for run in runs:
             began = time.perf_counter()
