@@ -5,6 +5,7 @@ these three are in memory together.
 """
 
 import functools
+import gc
 import importlib
 import math
 import time
@@ -120,7 +121,8 @@ def measured(shape: str, only: str = "", rounds: int = 25, seconds: float = 10, 
             yield {"form": turn.name, "missing": peers.why_missing(error)}  # what others' software may lack
             continue
         copy_ms, optax_ms, ms = _medians([copy, optax_adam, run], rounds, seconds)
-        del run  # and its arrays
+        del run
+        gc.collect()  # what it held may hold itself
         yield _row(turn.name, turn.limit, [ms, copy_ms, optax_ms], figures)
 
 
