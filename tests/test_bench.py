@@ -1,12 +1,14 @@
 """What `python -m adam_jax bench` compares comes out right, and says in one line what is wrong with its arguments."""
 
+import importlib.util
 import json
+import sys
 
 import matplotlib.image
 import numpy as np
 import pytest
 
-from adam_jax.bench import command, compiled, steps, training
+from adam_jax.bench import command, compiled, peers, steps, storage, training
 
 
 def test_float32_training_stays_nearer_to_float64_than_optaxs():
@@ -24,14 +26,91 @@ def test_every_problem_learns_and_is_the_same_run_in_both_libraries():
 
 def test_steps_are_compared_with_optax_and_with_the_copy_of_the_same_run():
     rows = {row["form"]: row for row in steps.measured("one", "clip, adam", rounds=2, scale=64)}
-    assert list(rows)[:3] == ["copy", "optax adam", "optax clip, adam"]
+    assert list(rows) == ["copy", "optax adam", "optax clip, adam", "clip, adam"]
     assert rows["optax adam"]["ratio"] == 1.0
-    assert rows["copy"]["copy share"] == pytest.approx(1.0)
+    assert rows["copy"]["share"] == pytest.approx(1.0)
     assert rows["clip, adam"]["state"] == pytest.approx(8, abs=0.01)
+    assert rows["clip, adam"]["peak"] == pytest.approx(16, abs=0.1)
+    assert rows["optax clip, adam"]["peak"] == pytest.approx(20, abs=0.1)  # and the clipped gradients
+
+
+@pytest.mark.parametrize("shape", steps.SHAPES)
+def test_every_shape_is_stepped_through_and_drawn(shape, tmp_path, capsys):
+    drawn = tmp_path / "steps.png"
+    wanted = ["steps", "--shapes", shape, "--scale", "500", "--rounds", "1", "--json", "--plot", str(drawn)]
+    name = "row_adam, 4096 rows" if shape == "table" else "adam root"
+    assert command.main([*wanted, "--only", name]) == 0
+    *always, ours = json.loads(capsys.readouterr().out)
+    assert [row["form"] for row in always] == ["copy", "optax adam"]
+    assert ours["form"] == name
+    assert ours["ms"] > 0
+    assert ours["state"] == pytest.approx(8, abs=0.1)
+    assert matplotlib.image.imread(drawn).std() > 0.05
+
+
+def _installed(row, module):
+    """The row, which says what to install where its optimizer is not."""
+    if importlib.util.find_spec(module) is None:
+        assert row["missing"] == 'not installed: pip install "adam_jax[storage-peers]"'
+        pytest.skip(row["missing"])
+    assert "missing" not in row, row["missing"]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "state", "moved"),
+    [
+        ("PyTorch fused", "torch", 8, 28),
+        ("bitsandbytes Adam8bit", "bitsandbytes", 2.1, 16),
+        ("flashoptim-jax", "flashoptim_jax", 2.1, 16),
+        ("flashoptim-jax, 24-bit weights", "flashoptim_jax", 3.1, 12),
+        ("torchao Adam8bit", "torchao", 2.1, 16),
+    ],
+)
+def test_peers_are_stepped_where_they_are_installed_and_say_what_to_install_where_not(name, module, state, moved):
+    (row,) = (row for row in steps.measured("one", name, rounds=1, scale=64) if row["form"] == name)
+    row = _installed(row, module)
+    assert row["ratio"] > 0
+    assert row["limit"] == moved
+    assert row["state"] == pytest.approx(state, abs=0.1)
+    if sys.platform == "linux":
+        assert row["peak"] >= row["state"] + (4 if "24-bit" in name else 8)  # weights and gradients
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much a process has held")
+def test_the_memory_that_a_step_takes_is_what_linux_sees_of_it():
+    array = np.ones(1 << 24, np.uint8)
+    assert steps._rise(lambda: None) == pytest.approx(0, abs=1 << 18)
+    assert steps._rise(lambda: array + array) == pytest.approx(1 << 24, rel=0.05)
+
+
+def test_a_peer_that_fails_is_named_below_the_table(monkeypatch, capsys):
+    def fails(rate, bits):
+        raise RuntimeError(f"no kernel for {rate}, {bits}\nand more")
+
+    monkeypatch.setattr(peers, "flash_adam", fails)
+    assert command.main(["steps", "--only", "flashoptim", "--rounds", "1", "--scale", "500"]) == 0
+    assert "flashoptim-jax: RuntimeError: no kernel for 0.001, None" in capsys.readouterr().out
+
+
+def test_narrow_moments_follow_when_the_gradients_scale_changes(capsys):
+    assert command.main(["storage", "--at", "3", "--steps", "9", "--only", "int8", "--json"]) == 0
+    (int8,) = json.loads(capsys.readouterr().out)
+    assert all(0.9 < int8[group]["worst"] < 1.1 for group in storage.GROUPS)
+    assert 0 < int8["even"]["mean"] < int8["even"]["worst"] < 0.1
+    assert int8["state"] == pytest.approx(2, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "module"), [("bitsandbytes", "bitsandbytes"), ("flashoptim-jax", "flashoptim_jax")])
+def test_peers_are_given_the_same_gradients_where_they_are_installed(name, module):
+    (row,) = storage.rows(name, at=3, steps=9)
+    row = _installed(row, module)
+    assert 0.5 < row["all ÷100"]["last"] < 2
+    assert row["state"] == pytest.approx(2.1, abs=0.1)
 
 
 def test_gpt2_has_124_million_parameters():
-    assert sum(int(np.prod(shape)) for shape in steps.SHAPES["gpt2"]()) == 124_439_808
+    assert sum(int(np.prod(shape)) for shape in steps.SHAPES["gpt2"](1)) == 124_439_808
 
 
 def test_tables_are_printed_and_drawn_and_come_as_json(tmp_path, capsys):
@@ -54,6 +133,7 @@ def test_tables_are_printed_and_drawn_and_come_as_json(tmp_path, capsys):
         (["steps", "--rounds", "0"], "at least 1"),
         (["training", "--only", "nothing like it"], "transformer on text"),
         (["compiled", "--on", "abacus"], "abacus"),
+        (["storage", "--at", "9", "--steps", "9"], "before the last"),
         (["training", "--only", "masked", "--seeds", "1", "--steps", "1", "--plot", "/nowhere/x.png"], "/nowhere"),
     ],
 )
@@ -67,7 +147,7 @@ def test_wrong_arguments_are_one_line_and_exit_2(argv, said, capsys):
 def test_help_says_what_there_is(capsys):
     assert command.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("correctness", "training", "steps", "compiled"))
+    assert all(word in text for word in ("correctness", "training", "steps", "storage", "compiled"))
 
 
 def test_kernels_count_what_they_read_as_often_as_they_read_it():

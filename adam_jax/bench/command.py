@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from adam_jax.bench import compiled, correctness, steps, training
+from adam_jax.bench import compiled, correctness, steps, storage, training
 
 __all__ = ["main"]
 
@@ -77,12 +78,17 @@ def _parser() -> _Parser:
         "--shapes",
         choices=list(steps.SHAPES),
         default="one",
-        help="one leaf of 16M (default), GPT-2's, 2,000 leaves of 2,000, a table of 1M x 64",
+        help="one leaf of 16M (default), GPT-2's, 2,000 leaves of 2,000 (compiles for minutes), a table of 1M x 64",
     )
-    one.add_argument("--rounds", type=_count, default=25, metavar="N", help="steps that each takes (default 25)")
-    one.add_argument("--scale", type=_count, default=1, metavar="N", help="divide the leaves' first dimension, to try it")
+    one.add_argument("--rounds", type=_count, default=25, metavar="N", help="steps that each takes at most (default 25)")
+    one.add_argument("--seconds", type=_count, default=10, metavar="N", help="of them, once it has taken three (default 10)")
+    one.add_argument("--scale", type=_count, default=1, metavar="N", help="divide the size, to try it")
     one.add_argument("--only", default="", metavar="TEXT", help="forms whose name contains it")
     one.add_argument("--plot", type=Path, metavar="FILE", help="draw the times into this file")
+    one = add("storage", "narrow moments beside published 8-bit Adams, when the gradients' scale changes", _storage)
+    one.add_argument("--at", type=_count, default=1000, metavar="N", help="the step of the change (default 1000)")
+    one.add_argument("--steps", type=_count, default=6000, metavar="N", help="how many (default 6000: some minutes)")
+    one.add_argument("--only", default="", metavar="TEXT", help="optimizers whose name contains it")
     one = add("compiled", "bytes and kernels of a step by the compilers of GPU and TPU, which need not be here", _compiled)
     one.add_argument("--on", choices=compiled.TARGETS, nargs="+", default=list(compiled.TARGETS), help="default: all")
     one.add_argument("--only", default="", metavar="TEXT", help="forms whose name contains it")
@@ -132,19 +138,34 @@ def _training(arguments: argparse.Namespace) -> int:
 
 
 def _steps(arguments: argparse.Namespace) -> int:
-    rows = steps.measured(arguments.shapes, arguments.only, arguments.rounds, arguments.scale)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory on a GPU, too
+    rows = _gathered(steps.measured(arguments.shapes, arguments.only, arguments.rounds, arguments.seconds, arguments.scale))
     columns = {
         "form": "",
         "ms": "ms",
         "ratio": "of Optax's",
-        "copy share": "of copy rate",
-        "moved": "bytes moved",
-        "state": "bytes of state",
-        "temporary": "temporary",
+        "share": "of copy rate",
+        "limit": "least",
+        "moved": "moved",
+        "state": "state",
+        "peak": "peak",
         "compile": "compile, s",
     }
-    title = f"a step on {jax.devices()[0].device_kind}, medians of {arguments.rounds}; bytes a parameter"
-    return _put(arguments, rows, _table(title, columns, rows), steps.figure(rows) if arguments.plot else None)
+    title = f"a step on {jax.devices()[0].device_kind}, medians of up to {arguments.rounds}; bytes a parameter"
+    return _put(arguments, rows, _table(title, columns, rows, steps.NOTE), steps.figure(rows) if arguments.plot else None)
+
+
+def _storage(arguments: argparse.Namespace) -> int:
+    if arguments.at >= arguments.steps:
+        raise _UsageError(f"argument --at: must come before the last of {arguments.steps} steps, got {arguments.at}")
+    rows = _gathered(storage.rows(arguments.only, arguments.at, arguments.steps))
+    shown = [dict(row) for row in rows]
+    for row in shown:
+        row.update({name: "{worst:.3g}\n→ {last:.3g}".format(**row[name]) for name in storage.GROUPS if name in row})
+        row.update({name: "{mean:.0e}\n≤ {worst:.0e}".format(**row[name]) for name in storage.SPREADS if name in row})
+    columns = {name: name for name in storage.COLUMNS} | {"form": ""}
+    title = f"rms of updates over float32's at the worst of {arguments.steps - arguments.at} steps → in the last 100"
+    return _put(arguments, rows, _table(title, columns, shown, storage.NOTE), None)
 
 
 def _compiled(arguments: argparse.Namespace) -> int:
@@ -179,6 +200,16 @@ def _compiled(arguments: argparse.Namespace) -> int:
     return _put(arguments, rows, _table(title, {name: name for name in names}, rows), None)
 
 
+def _gathered(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows, with a line that says how far it is."""
+    found = []
+    with Console(stderr=True).status("the first") as status:
+        for row in rows:
+            found.append(row)
+            status.update(f"after {row['form']}")
+    return found
+
+
 def _put(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], table: Table, drawn: Figure | None) -> int:
     if drawn is not None:
         drawn.savefig(arguments.plot, dpi=150)
@@ -189,13 +220,15 @@ def _put(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], table: T
     return 0
 
 
-def _table(title: str, columns: dict[str, str], rows: Iterable[dict[str, Any]]) -> Table:
-    table = Table(title=title)
+def _table(title: str, columns: dict[str, str], rows: Sequence[dict[str, Any]], note: str = "") -> Table:
+    lines = [note, *(f"{row['form']}: {row['missing']}" for row in rows if "missing" in row)]
+    table = Table(title=title, caption="\n".join(filter(None, lines)), caption_justify="left")
     for name, header in columns.items():
         words = name in ("form", "target", "problem")
         table.add_column(header, justify="left" if words else "right", no_wrap=words, overflow="ignore" if words else "fold")
     for row in rows:
-        table.add_row(*(_shown(row.get(name)) for name in columns))
+        if "missing" not in row:
+            table.add_row(*(_shown(row.get(name)) for name in columns))
     return table
 
 
