@@ -167,6 +167,21 @@ def test_draws_are_those_of_the_global_index_on_any_sharding():
         np.testing.assert_array_equal(np.asarray(sharded).reshape(-1), flat)
 
 
+def test_a_scalar_is_drawn_for_as_a_leaf_of_one_element_is():
+    for name in (rounding.stream(0, "a"), rounding.stream(0, "b")):
+        alone = rounding.draws((), name, rounding.turn(3))
+        assert int(alone) == int(rounding.draws((1,), name, rounding.turn(3))[0])
+
+
+def test_draws_of_leaves_of_billions_of_elements_are_those_of_the_index_modulo_2_to_the_32():
+    name, turn = rounding.stream(0, "w"), rounding.turn(5)
+    for width, index in ((3 * 2**14, 3 * 2**30), (2**16, 0), (2**17, 0)):
+        row = jax.jit(lambda width=width: rounding.draws((2, 2**16, width), name, turn)[1, 0, :4])()  # the rest is not made
+        np.testing.assert_array_equal(
+            row, rounding.draws_at(jnp.uint32(index) + jnp.arange(4, dtype=jnp.uint32), name, turn)
+        )
+
+
 def _errors(counts):
     """For 512 elements, how far the number of draws below a threshold is off, and the deviation of independent draws."""
     p = np.random.default_rng(2).uniform(0.02, 0.98, size=512)
@@ -279,3 +294,14 @@ def test_nothing_finite_is_rounded_to_infinity_even_with_a_rest(drop):
         rest = np.float32(np.sign(x) * 2.0**100)
         rounded = rounding.stochastic(jnp.float32(x), jnp.uint32(2**32 - 1), drop, jnp.float32(rest))
         assert rounded == np.sign(x) * largest
+
+
+@pytest.mark.parametrize("drop", [8, 16])
+def test_the_smallest_numbers_are_rounded_to_a_neighbour_even_with_a_rest(drop):
+    x = jnp.float32(2.0) ** jnp.arange(-125, -60) * 1.7
+    x = jnp.concatenate([x, -x])
+    down = rounding.pattern(x) >> drop << drop
+    for rest in (x * 2.0**-30, x * -(2.0**-30)):
+        for bits, expected in ((0, down), (2**32 - 1, down + np.uint32(2**drop))):
+            rounded = rounding.stochastic(x, jnp.full(x.shape, bits, jnp.uint32), drop, rest)
+            np.testing.assert_array_equal(rounding.pattern(rounded), expected)
