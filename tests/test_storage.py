@@ -557,6 +557,26 @@ def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
         assert watch.watch_adam(storage=kept)(state).overall.step_max == pytest.approx(1.0, rel=1e-2)
 
 
+def test_a_leaf_kept_otherwise_is_refused_with_what_it_keeps_and_what_was_asked_for():
+    params = {"w": jnp.ones(2)}
+    by_path = adam_jax.scale_by_adam(storage=lambda _: "bfloat16").init(params)
+    with pytest.raises(ValueError, match=r"got Int8\(.*\), but the state keeps bfloat16 and bfloat16 at \['w'\]"):
+        adam_jax.scale_by_adam(storage=lambda _: "int8").update(params, by_path)
+    plain = adam_jax.scale_by_adam().init(params)
+    with pytest.raises(ValueError, match=r"mu_dtype must be as it was at init, got .*bfloat16.*keeps float32 and float32"):
+        adam_jax.scale_by_adam(mu_dtype=jnp.bfloat16).update(params, plain)
+
+
+def test_storages_that_arrays_do_not_tell_must_be_given_to_read_a_state():
+    same = storage.Code(jnp.dtype(jnp.float32), lambda x, _: x, lambda kept: kept)
+    state = adam_jax.scale_by_adam(storage=storage.Storage(same, same)).init(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"storage must be given.*for codes of your own, OwnCodes, at the root, got None"):
+        surgery.read_moments(state)
+    state = adam_jax.scale_by_adam().init(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"storage must be given.*the state keeps int32 and float32 at the root"):
+        surgery.read_moments(state._replace(mu=jnp.ones(3, jnp.int32)))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
