@@ -547,6 +547,16 @@ def test_new_states_hold_zeros_in_whatever_code():
         state = adam_jax.scale_by_adam(**how).init(jnp.ones(3))
         assert not state.mu.any()
         assert not state.nu.any()
+    state = adam_jax.scale_by_amsgrad(**EVERYWHERE).init(jnp.ones(3))
+    assert not state.mu.any()
+    np.testing.assert_array_equal(state.nu_max, -128)
+
+
+@BOTH
+def test_the_step_is_that_of_the_moments_as_they_are_kept(how):
+    updates, state = _train(adam_jax.scale_by_adam(eps=1e-3, **how), jnp.stack([_noise(t) for t in range(4)]))
+    held = surgery.read_moments(state)
+    np.testing.assert_allclose(updates[-1], held.mu / (held.nu + 1e-3), rtol=1e-5)
 
 
 def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
