@@ -196,7 +196,7 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
 def _quotient_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     ratio, dead = quotient(*primals), jnp.isinf(primals[1])
     b = jnp.where(dead, 1.0, primals[1])
-    inverse = power_of_two(jnp.abs(b))[1]  # for the derivative of this division has b^2 again
+    inverse = power_of_two(b)[1]  # for the derivative of this division has b^2 again
     change = inverse * (tangents[0] - ratio * tangents[1]) / (inverse * b)
     return ratio, jnp.where(dead, 0.0, change)
 

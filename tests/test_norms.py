@@ -167,7 +167,10 @@ def test_gradients_come_as_near_to_the_bound_as_rounding_allows_and_no_nearer(na
 class RawCube(Cube):
     """The same without correction."""
 
-    corrected = False
+    @property
+    def corrected(self):
+        """No."""
+        return False
 
 
 @pytest.mark.parametrize("make", [lambda norm: norm, norms.Largest], ids=["itself", "its largest"])
