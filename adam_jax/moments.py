@@ -95,7 +95,7 @@ def lifted(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
 
     Terms that matter in a sum can lie below 1e-38, where processors flush them to zero, although the sum does not.
     """
-    largest = functools.reduce(jnp.maximum, (jnp.abs(part) for x in arrays for part in _parts(x)))
+    largest = functools.reduce(jnp.maximum, map(jnp.abs, arrays))
     small = largest < float(jnp.finfo(largest.dtype).tiny) * 2.0**62
     up, down = (jnp.where(small, factor, 1.0).astype(largest.dtype) for factor in (2.0**60, 2.0**-60))
     return times(down, function(*(times(up, x) for x in arrays)))
@@ -122,8 +122,7 @@ def magnitude(g: jax.Array) -> jax.Array:
     """|g| as a real array, with derivative zero at zero."""
     if not jnp.iscomplexobj(g):
         return jnp.maximum(g, -g)  # at a tie JAX takes the mean of both derivatives
-    zero = g == 0
-    return where(zero, 0.0, jnp.abs(where(zero, 1.0, g)))
+    return where(g == 0, 0.0, jnp.abs(g))
 
 
 @jax.custom_jvp
@@ -214,13 +213,9 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
 def _quotient_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     ratio, dead = quotient(*primals), jnp.isinf(primals[1])
     b = jnp.where(dead, 1.0, primals[1])
-    inverse = power_of_two(jnp.abs(b))[1]  # for the derivative of this division has b^2 again
+    inverse = power_of_two(b)[1]  # for the derivative of this division has b^2 again
     change = inverse * (tangents[0] - ratio * tangents[1]) / (inverse * b)
     return ratio, jnp.where(dead, 0.0, change)
-
-
-def _parts(x: jax.Array) -> tuple[jax.Array, ...]:
-    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
 
 
 def _over_larger(a: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

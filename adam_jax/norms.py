@@ -346,5 +346,4 @@ class Largest(Norm):
 
 def _conjugate(p: ArrayLike) -> jax.Array:
     """The q with 1/p + 1/q = 1, as far as a power can use it."""
-    rest = 1.0 - 1.0 / jnp.asarray(p)
-    return jnp.minimum(1.0 / jnp.maximum(rest, 1e-6), 1e6)
+    return 1.0 / jnp.maximum(1.0 - 1.0 / jnp.asarray(p), 1e-6)

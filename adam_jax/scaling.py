@@ -212,8 +212,9 @@ def add_decayed_weights(
         return optax.masked(tx, chosen)
 
     def masked_update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        del extra_args
         _need_params(updates, params)
-        return masked(params).update(updates, state, params, **extra_args)
+        return masked(params).update(updates, state, params)
 
     return optax.GradientTransformationExtraArgs(lambda params: masked(params).init(params), masked_update)
 

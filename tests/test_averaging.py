@@ -38,6 +38,7 @@ def test_before_the_first_step_it_is_the_params():
     average = adam_jax.averaged_params(adam_jax.average_params().init(params), params)
     assert average["w"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(average["w"], params["w"])
+    assert float(adam_jax.average_params().init(params).weight) == 0
 
 
 def test_low_precision_params_are_averaged_in_float32():

@@ -42,12 +42,14 @@ def test_a_finer_window_is_kept_until_the_leaf_no_longer_fits_and_taken_with_an_
     octaves, high = 256 >> bits, 150
     fits = octaves - 1 - 4  # octaves between the highest and the lowest root that fit exactly
     inside, coarser = (high + 4 - octaves + 1, bits), (high + 4 - (512 >> bits) + 1, bits - 1)
+    lower = (inside[0] - 1, bits)  # of a leaf that has grown by an octave since
     # the lowest code may stand for less than it says, and then counts as one octave lower
     for low, window, expected in (
         (high - fits, coarser, bits - 1),
         (high - fits + 1, coarser, bits),
         (high - fits + 1, inside, bits),
         (high - fits, inside, bits - 1),
+        (high - fits, lower, bits),
     ):
         assert _coming(high, low, window)[1] == expected
 
@@ -69,6 +71,15 @@ def test_windows_at_the_ends_of_float32_stay_among_its_numbers(high):
     assert np.isfinite(np.asarray(s)).all()
 
 
+@pytest.mark.parametrize("window", [(110, 3), (120, 5), codes.EVERY_OCTAVE])
+def test_roots_below_the_window_are_raised_to_its_lowest_number_and_others_stay(window):
+    lowest = 2.0 ** (window[0] - 127) if window[0] else 0.0
+    s = jnp.array([0.0, 1e-30, lowest / 2, lowest, 1.5 * lowest, 1.0, 1e30])
+    np.testing.assert_array_equal(codes.raised(s, jnp.array(window)), np.maximum(s, lowest))
+    code = jnp.zeros(1, jnp.int32) + 1
+    np.testing.assert_array_equal(codes.decode_root(code, jnp.array(window)), lowest)
+
+
 def test_a_new_state_begins_with_the_window_of_all_octaves():
     np.testing.assert_array_equal(first_codes(2, 1).windows, np.tile(codes.EVERY_OCTAVE, (2, 1, 2)))
 
@@ -83,6 +94,9 @@ def test_ratios_are_as_fine_as_the_bound_allows():
     bounds = np.array([0.5, 1.0, 7.27, 7.42, 8.0, 31.6, 100.0, 400.0, 1e4, 1e30])
     found = np.array([int(codes.ratios(bound)) for bound in bounds])
     assert (found == np.clip(127 / np.log2(1 + bounds / 0.0085), 8, 13).astype(int)).all()
+    for n in range(9, 14):  # and from where on they are one less
+        last = 0.0085 * (2 ** (127 / n) - 1)
+        assert (int(codes.ratios(0.9998 * last)), int(codes.ratios(1.0002 * last))) == (n, n - 1)
     for bound, n in zip(bounds, found, strict=True):
         reach = float(codes.decode_ratio(jnp.int32(127), codes.step(n)))
         assert reach >= bound or n == 8

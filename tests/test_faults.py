@@ -108,6 +108,32 @@ def test_skipping_works_in_scan_and_vmap():
     np.testing.assert_allclose(jax.jit(jax.vmap(play))(gradients), [[-0.1, 0.0, -0.1], [-0.1, -0.1, 0.0]], rtol=1e-6)
 
 
+def test_of_many_runs_at_once_the_longest_stuck_is_told():
+    tx = adam_jax.skip_nonfinite(optax.sgd(1.0), max_consecutive=2)
+    step = jax.vmap(lambda g, state: tx.update(g, state)[1])
+    state = jax.vmap(tx.init)(jnp.zeros((3, 2)))
+    for bad in ([0, jnp.nan, 0], [0, jnp.nan, 0], [jnp.nan, jnp.nan, 0]):
+        state = step(jnp.array(bad)[:, None] * jnp.ones(2), state)
+    with pytest.raises(FloatingPointError, match=r"not finite for 3 steps in a row \(3 in all\)"):
+        adam_jax.raise_if_stuck(state)
+
+
+def test_a_step_of_nothing_trained_is_taken():
+    tx = adam_jax.skip_nonfinite(adam_jax.scale_by_adam())
+    _, state = tx.update({"n": np.zeros((), jax.dtypes.float0)}, tx.init({"n": 3}))
+    assert (int(state.total), int(state.inner_state.count)) == (0, 1)
+
+
+def test_a_state_whose_dtype_drifts_inside_stays_as_it_was_at_init():
+    drifting = optax.GradientTransformation(
+        lambda _: jnp.zeros([], jnp.bfloat16), lambda u, s, _=None: (u, s + jnp.float32(1))
+    )
+    tx = adam_jax.skip_nonfinite(drifting)
+    for g, count in ((1.0, 1), (np.nan, 0)):
+        _, state = tx.update(jnp.float32(g), tx.init(jnp.float32(0)))
+        assert (state.inner_state.dtype, int(state.inner_state)) == (jnp.bfloat16, count)
+
+
 def test_of_several_the_one_that_is_stuck_is_named_and_one_can_be_asked_about():
     tx = optax.named_chain(
         ("a", adam_jax.skip_nonfinite(optax.sgd(1.0))), ("b", adam_jax.skip_nonfinite(optax.scale(jnp.inf), 1))

@@ -1,5 +1,7 @@
 """The arithmetic on one array."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,11 +64,37 @@ def test_the_magnitude_is_the_absolute_value():
         np.testing.assert_allclose(moments.magnitude(g), np.abs(g), rtol=1e-6)
 
 
-def test_derivatives_at_zero_are_zero():
-    for function in (moments.root, moments.magnitude, lambda g: moments.direction(g * 0, jnp.abs(g), 0.0)):
-        assert jax.grad(function)(0.0) == 0
-        assert jax.jacfwd(function)(0.0) == 0
+def test_values_and_derivatives_at_zero_are_zero():
+    for function in (
+        moments.root,
+        moments.magnitude,
+        lambda g: moments.magnitude(g * (1 + 2j)),
+        lambda g: moments.direction(g * 0, jnp.abs(g), 0.0),
+        lambda g: moments.direction(g, g * 0, 0.0),
+    ):
+        of_each_order = [function, jax.grad(function), jax.jacfwd(function), jax.hessian(function)]
+        found = jax.jit(lambda x, each=of_each_order: [derivative(x) for derivative in each])(jnp.float32(0))
+        np.testing.assert_array_equal(found, 0.0)
     assert jax.grad(moments.magnitude)(0j) == 0
+
+
+def test_a_first_moment_is_cut_at_its_bound_on_both_sides_and_nowhere_where_it_has_none():
+    m, size = jnp.array([3.0, -3.0, 1.0, -1.0]), jnp.array([0.5, 0.5, 1.0, 0.0])
+    np.testing.assert_array_equal(moments.within(m, size, 2.0), [1.0, -1.0, 1.0, 0.0])
+    np.testing.assert_array_equal(moments.within(m, size, jnp.inf), m)
+    np.testing.assert_array_equal(
+        moments.within(m + 2j * m, size, 2.0), moments.within(m, size, 2.0) + np.array([1j, -1j, 2j, 0])
+    )
+
+
+def test_averages_of_very_small_numbers_lose_nothing_where_a_move_alone_would_be_flushed_to_zero():
+    for scale, rate in itertools.product((1.0, 1e-10, 1e-20, 3e-20, 1e-33, 2e-38), (0.1, 1e-3, 1e-6)):
+        mean, value = jnp.float32(3 * scale), jnp.float32(5 * scale)
+        found = float(moments.small_average(mean, value, rate))
+        np.testing.assert_allclose(found, float(mean) + rate * (float(value) - float(mean)), rtol=1.2e-7)
+        both = moments.small_average(mean + 1j * value, value + 1j * mean, rate)
+        assert float(both.real) == found
+        assert float(both.imag) == float(moments.small_average(value, mean, rate))
 
 
 def test_a_direction_of_nan_or_inf_is_not_hidden():

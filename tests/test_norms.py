@@ -124,6 +124,7 @@ def test_the_largest_ratio_is_that_of_cauchy_and_schwarz_and_infinite_for_heavy_
     for b1, b2 in ((0.98, 0.95), (0.9, 0.0), (0.99, 0.9)):
         assert np.isinf(norms.Root().largest_ratio(jnp.float32(1 - b1), jnp.float32(1 - b2)))
     assert float(norms.Root().largest_ratio(jnp.float32(1), jnp.float32(1))) == pytest.approx(1)  # no averages at all
+    assert np.isinf(norms.Root().largest_ratio(jnp.float32(0.1), jnp.float32(0)))  # of a norm that never moves
 
 
 def test_a_bound_without_limit_stays_a_number_and_comes_down_with_the_decays():
@@ -159,6 +160,24 @@ def test_gradients_come_as_near_to_the_bound_as_rounding_allows_and_no_nearer(na
     bound = _bounds(norm, decays)[-1]
     assert float(m) <= bound * float(norm.size(nus, second)) * (1 + 1e-4)
     assert float(m) >= bound * float(norm.size(nus, second)) * (1 - 4e-3)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RawCube(Cube):
+    """The same without correction."""
+
+    @property
+    def corrected(self):
+        """No."""
+        return False
+
+
+@pytest.mark.parametrize("make", [lambda norm: norm, norms.Largest], ids=["itself", "its largest"])
+def test_a_norm_of_ones_own_can_be_left_uncorrected(make):
+    for norm, step in ((Cube(), 1.0), (RawCube(), 0.001 ** (-1 / 3))):
+        tx = adam_jax.scale_by_norm(make(norm), eps=0.0)
+        np.testing.assert_allclose(tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0], step, rtol=1e-5)
 
 
 @pytest.mark.parametrize("how", ["bfloat16", storage.int8(smallest=0)], ids=["bfloat16", "int8"])

@@ -240,6 +240,18 @@ def test_a_sum_in_two_parts_loses_nothing_over_a_hundred_thousand_terms():
     assert abs(parts[1]) < 1e-4 * abs(parts[0])  # the first part is the sum, rounded
 
 
+def test_weight_decay_is_charged_once_however_often_the_table_is_flushed():
+    tx = tables.row_adam(0.1, b1=0.0, weight_decay=0.1)  # without momentum all skipped steps but the first are decay alone
+    tx = tables.RowAdam(*map(jax.jit, tx))
+    table = jnp.ones((2, 1))
+    state = tx.init(table)
+    for idle in range(1, 15):
+        table, state = tx.update(table, state, jnp.array([0]), jnp.ones((1, 1)))
+        if idle % 7 == 0:
+            table, state = tx.flush(*tx.flush(table, state))
+            np.testing.assert_allclose(table[1], 0.99**idle, rtol=1e-6)
+
+
 def test_weight_decay_of_a_hundred_thousand_skipped_steps_is_not_rounded_away():
     tx = tables.row_adam(lambda count: 1e-3 / (1.0 + 1e-5 * count), weight_decay=1e-3)
     table = jnp.ones((1, 1))

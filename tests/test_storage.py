@@ -111,6 +111,8 @@ def test_given_moments_are_rounded_to_nearest():
 def test_a_name_means_the_storage_that_the_docstring_says():
     assert storage.bfloat16() == storage.bfloat16(smallest=0, seed=0)
     assert storage.int8() == storage.int8(smallest=4096, seed=0)
+    for how in (storage.bfloat16(smallest=7, seed=3), storage.int8(smallest=7, seed=3)):
+        assert (how.smallest, how.seed) == (7, 3)
 
 
 def test_a_root_never_becomes_zero_unless_it_is():
@@ -418,9 +420,10 @@ def test_compiling_moves_one_code_in_a_thousand_at_most(how):
     assert max(apart(adam_jax.scale_by_adam(**how), 12)) <= 1e-3  # measured 0; 1.2e-4 where float32 moments differ
 
 
-def test_leaves_and_seeds_round_differently_and_neighbours_do_not_matter():
+@pytest.mark.parametrize("how", [BFLOAT16, {"mu_dtype": jnp.bfloat16}], ids=["both", "first moments"])
+def test_leaves_round_differently_and_neighbours_do_not_matter(how):
     g = jnp.full(N, 0.3).at[::2].set(-1.1)
-    tx = adam_jax.scale_by_adam(**BFLOAT16)
+    tx = adam_jax.scale_by_adam(**how)
     twice = [{"a": g * (0.9**t), "b": g * (0.9**t)} for t in range(4)]
     state, alone = tx.init(twice[0]), tx.init({"a": g})
     for gradients in twice:
@@ -428,10 +431,12 @@ def test_leaves_and_seeds_round_differently_and_neighbours_do_not_matter():
         _, alone = tx.update({"a": gradients["a"]}, alone)
     assert not np.array_equal(state.mu["a"], state.mu["b"])
     np.testing.assert_array_equal(state.mu["a"], alone.mu["a"])
-    other = adam_jax.scale_by_adam(storage=storage.bfloat16(seed=1))
-    assert not np.array_equal(
-        _train(tx, g[None] * jnp.ones((4, 1)))[1].mu, _train(other, g[None] * 0.7 ** jnp.ones((4, 1)))[1].mu
-    )
+
+
+def test_seeds_round_differently():
+    gradients = jnp.full(N, 0.3).at[::2].set(-1.1) * 0.9 ** jnp.arange(4.0)[:, None]
+    mus = [_train(adam_jax.scale_by_adam(storage=how), gradients)[1].mu for how in ("bfloat16", storage.bfloat16(seed=1))]
+    assert not np.array_equal(*mus)
 
 
 def test_the_moments_of_an_element_are_rounded_by_draws_of_their_own():
@@ -533,6 +538,27 @@ def _half(to: Any, back: Any, marker: type) -> storage.Storage:
     return storage.Storage(None, code, marker=marker)
 
 
+def test_new_states_hold_zeros_in_whatever_code():
+    logs = _half(lambda x: jnp.log2(x + 1e-6), lambda x: jnp.exp2(x) - 1e-6, InLogarithms)
+    state = adam_jax.scale_by_adam(storage=logs).init(jnp.ones(3))
+    assert not state.mu.any()
+    np.testing.assert_allclose(logs.second.decode(state.nu), 0.0, atol=1e-7)
+    for how in ({}, {"storage": "root"}, {"mu_dtype": jnp.bfloat16}, BFLOAT16):
+        state = adam_jax.scale_by_adam(**how).init(jnp.ones(3))
+        assert not state.mu.any()
+        assert not state.nu.any()
+    state = adam_jax.scale_by_amsgrad(**EVERYWHERE).init(jnp.ones(3))
+    assert not state.mu.any()
+    np.testing.assert_array_equal(state.nu_max, -128)
+
+
+@BOTH
+def test_the_step_is_that_of_the_moments_as_they_are_kept(how):
+    updates, state = _train(adam_jax.scale_by_adam(eps=1e-3, **how), jnp.stack([_noise(t) for t in range(4)]))
+    held = surgery.read_moments(state)
+    np.testing.assert_allclose(updates[-1], held.mu / (held.nu + 1e-3), rtol=1e-5)
+
+
 def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
     logs = _half(lambda x: jnp.log2(x + 1e-6), lambda x: jnp.exp2(x) - 1e-6, InLogarithms)
     plain = _half(lambda x: x, lambda x: x, AsTheyAre)
@@ -553,8 +579,28 @@ def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
                 watch.watch_adam(storage=nothing)(state)
         held = surgery.read_moments(state, storage=kept)
         for moments in (held, surgery.read_moments(surgery.write_moments(state, held, storage=kept), storage=kept)):
-            np.testing.assert_allclose(jnp.concatenate(jax.tree.leaves(moments.nu)), 1.0, rtol=1e-2)
+            np.testing.assert_allclose(jnp.concatenate(jax.tree.leaves((moments.mu, moments.nu))), 1.0, rtol=1e-2)
         assert watch.watch_adam(storage=kept)(state).overall.step_max == pytest.approx(1.0, rel=1e-2)
+
+
+def test_a_leaf_kept_otherwise_is_refused_with_what_it_keeps_and_what_was_asked_for():
+    params = {"w": jnp.ones(2)}
+    by_path = adam_jax.scale_by_adam(storage=lambda _: "bfloat16").init(params)
+    with pytest.raises(ValueError, match=r"got Int8\(.*\), but the state keeps bfloat16 and bfloat16 at \['w'\]"):
+        adam_jax.scale_by_adam(storage=lambda _: "int8").update(params, by_path)
+    plain = adam_jax.scale_by_adam().init(params)
+    with pytest.raises(ValueError, match=r"mu_dtype must be as it was at init, got .*bfloat16.*keeps float32 and float32"):
+        adam_jax.scale_by_adam(mu_dtype=jnp.bfloat16).update(params, plain)
+
+
+def test_storages_that_arrays_do_not_tell_must_be_given_to_read_a_state():
+    same = storage.Code(jnp.dtype(jnp.float32), lambda x, _: x, lambda kept: kept)
+    state = adam_jax.scale_by_adam(storage=storage.Storage(same, same)).init(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"storage must be given.*for codes of your own, OwnCodes, at the root, got None"):
+        surgery.read_moments(state)
+    state = adam_jax.scale_by_adam().init(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"storage must be given.*the state keeps int32 and float32 at the root"):
+        surgery.read_moments(state._replace(mu=jnp.ones(3, jnp.int32)))
 
 
 @pytest.mark.parametrize(
