@@ -93,7 +93,8 @@ def decode_root(code: jax.Array, window: jax.Array) -> jax.Array:
 def pack(root: jax.Array, ratio: jax.Array, m: jax.Array) -> jax.Array:
     """The bfloat16 number of both codes; m gives the sign, and NaN where it is not finite."""
     number = _number((root << 23) | (ratio << 16))
-    return (where(root == 0, 0.0, where(m < 0, -number, number)) + (m - m)).astype(jnp.bfloat16)
+    number = where(root == 0, 0.0, where(m < 0, -number, number))
+    return (number + (m - m).astype(jnp.float32)).astype(jnp.bfloat16)
 
 
 def unpack(packed: jax.Array, most: ArrayLike | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -191,8 +191,8 @@ def lookahead(m: jax.Array, g: jax.Array, rate: ArrayLike, keep: ArrayLike) -> j
 
 
 def within(m: jax.Array, size: jax.Array, ratio: ArrayLike) -> jax.Array:
-    """A first moment no larger than `ratio` times its size; each part, where m is complex."""
-    limit = jnp.asarray(ratio, size.dtype) * size
+    """A first moment no larger than `ratio`, which may be infinite, times its size; each part, where m is complex."""
+    limit = where(jnp.isinf(ratio), jnp.inf, jnp.asarray(ratio, size.dtype) * size)
     return each_part(lambda part: jax.lax.clamp(-limit, part, limit), m)
 
 

@@ -639,3 +639,14 @@ def test_a_count_of_zero_restarts_whatever_the_rest_of_the_state_holds(how):
             u, state = update(g, state)
             v, fresh = update(g, fresh)
             np.testing.assert_array_equal(u, v)
+
+
+def test_codes_of_ones_own_are_used_also_where_they_are_kept_in_float32():
+    halved = storage.Code(np.dtype(np.float32), lambda x, _: 0.5 * x, lambda kept: 2.0 * kept)
+    g = jnp.array([1.0, -3.0])
+    plain, own = adam_jax.scale_by_adam(storage="root"), adam_jax.scale_by_adam(storage=storage.Storage(halved, halved))
+    u, state = plain.update(g, plain.init(g))
+    u_own, state_own = own.update(g, own.init(g))
+    np.testing.assert_array_equal(u_own, u)
+    np.testing.assert_array_equal(state_own.mu, 0.5 * state.mu)
+    np.testing.assert_array_equal(state_own.nu, 0.5 * state.nu)
