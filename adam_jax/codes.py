@@ -77,7 +77,8 @@ def step(ratios: ArrayLike) -> jax.Array:
 def encode_root(s: jax.Array, bits: jax.Array, window: jax.Array) -> jax.Array:
     """A root, float32, as int32: 0 for zero, 1 for the window's lowest number and all below it, and up; without bias inside.
 
-    `window` is int32[2]: the biased exponent of the lowest octave, and the bits after the octave. NaN becomes the lowest.
+    `window` is int32[2] or two scalars: the biased exponent of the lowest octave, and the bits after the octave. NaN becomes
+    the lowest.
     """
     drop = 23 - window[1]
     above = where(s != s, 0, jnp.maximum(_pattern(s) - (window[0] << 23), 0))

@@ -188,8 +188,8 @@ class Storage:
 
     def zero(self, moment: int, dtype: DTypeLike) -> jax.Array:
         """What is kept of one number that is zero, of the first moment (0) or a second one (1, 2)."""
-        code = self.second if moment else self.first
-        if not isinstance(code, Code) or code in ROUNDED.values():
+        code = self._code(moment)
+        if code is None or code in ROUNDED.values():
             return jnp.zeros([], dtype)
         encode = jax.jit(code.encode)  # so that it is traced once
         return encode(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.uint32)).astype(dtype)
@@ -236,15 +236,14 @@ class Storage:
         # as they are, the moments are what is kept: nothing to trace
         if not self.rounds and all(x.dtype == old.dtype for x, old in zip(exact, (kept.mu, *kept.nus), strict=True)):
             return Kept(m, exact[1:], extremes), m, exact[1:]
-        bits, new, narrow = moving.draws(1 + len(kept.nus)), [], {}
+        bits, new = moving.draws(1 + len(kept.nus)), []
         for i, (x, old) in enumerate(zip(exact, (kept.mu, *kept.nus), strict=True)):
-            code = self.second if i else self.first
-            new.append(code.encode(x.astype(jnp.float32), bits[i]) if isinstance(code, Code) else x)
-            new[i] = new[i].astype(old.dtype)
-            narrow |= {i: new[i]} if isinstance(code, Code) else {}
+            code = self._code(i)
+            new.append((code.encode(x.astype(jnp.float32), bits[i]) if code else x).astype(old.dtype))
         loaded = self.load(Kept(new[0], tuple(new[1:])), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
-        (m, nus), narrow = straight_through.straight((m, exact[1:]), loaded, narrow)
-        mu, *kept_nus = (narrow.get(i, x) for i, x in enumerate(new))
+        coded = {i: x for i, x in enumerate(new) if self._code(i)}
+        (m, nus), coded = straight_through.straight((m, exact[1:]), loaded, coded)
+        mu, *kept_nus = (coded.get(i, x) for i, x in enumerate(new))
         return Kept(mu, tuple(kept_nus), extremes), m, nus
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
@@ -252,14 +251,18 @@ class Storage:
         del ratios
         new = []
         for i, (x, old) in enumerate(zip((m, *nus), (kept.mu, *kept.nus), strict=True)):
-            code = self.second if i else self.first
-            x = code.encode(x.astype(jnp.float32), _half(x)) if isinstance(code, Code) else x
-            new.append(x.astype(old.dtype))
+            code = self._code(i)
+            new.append((code.encode(x.astype(jnp.float32), _half(x)) if code else x).astype(old.dtype))
         return Kept(new[0], tuple(new[1:]), jnp.zeros((len(nus), 4), jnp.int32))
 
     def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
         """A first moment no larger than it can be for its size, which only rounding may have passed."""
         return straight_through.straight(m, moments.within(m, size, limit))[0] if self.narrow else m
+
+    def _code(self, moment: int) -> Code | None:
+        """Of the first moment (0) or of a second one."""
+        code = self.second if moment else self.first
+        return code if isinstance(code, Code) else None
 
 
 @dataclasses.dataclass(frozen=True)

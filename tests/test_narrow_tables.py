@@ -146,3 +146,14 @@ def test_int8_rows_far_below_their_largest_element_do_not_grow_where_b1_squared_
     )
     low = np.arange(64) >= 32
     assert np.sqrt(np.square(got[:, low]).mean()) <= 1.1 * np.sqrt(np.square(want[:, low]).mean())
+
+
+@pytest.mark.parametrize("storage", [None, "root", "bfloat16", "int8"])
+def test_a_nan_or_an_infinity_shows_in_its_element_and_in_no_other(storage):
+    tx, ids = tables.row_adam(1e-2, storage=storage), jnp.array([0, 2])
+    table = jnp.ones((4, 3))
+    state = tx.init(table)
+    for wrong in (1.0, jnp.inf, 1.0):
+        _, table, state = tx.gather(table, state, ids)
+        table, state = tx.update(table, state, ids, jnp.ones((2, 3)).at[0, 1].set(wrong).at[1, 2].set(-wrong))
+    np.testing.assert_array_equal(jnp.argwhere(jnp.isnan(table)), [[0, 1], [2, 2]])
