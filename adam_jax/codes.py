@@ -21,11 +21,16 @@ rounding: steps are at most 2 % too small there (at b1 = .93, b2 = .95; uncut wi
 **Both** make one bfloat16 number: the code of s, 1 to 254, is its exponent, sign and code of m / s are its other bits; zero
 is zero and NaN is NaN. Every pattern is an ordinary number, so that compilers see a conversion; arrays of eight bits cannot
 be written in place beside those of 32 on TPU.
+
+Operations are those of `jax.lax` where each leaf is traced: the operators of arrays take four times as long.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from adam_jax.moments import where
@@ -40,80 +45,87 @@ __all__ = [
     "pack",
     "raised",
     "ratios",
+    "read",
     "step",
-    "unpack",
+    "write",
 ]
 
 FINEST, COARSEST = 5, 3  # bits after the octave in a code of s
 EVERY_OCTAVE = (0, 0)  # the window of the first steps
 HEADROOM = 4  # octaves above the leaf's largest s, at a rate of 1/1000
-OFFSET = 0.0085  # added to |m| / s, so that the pattern of the sum is linear near zero and logarithmic above
-RATIO_BASE = int(np.float32(OFFSET).view(np.int32))
+OFFSET = np.float32(0.0085)  # added to |m| / s, so that the pattern of the sum is linear near zero and logarithmic above
+RATIO_BASE = OFFSET.view(np.int32)
 MOST_RATIOS, FEWEST_RATIOS = 13, 8  # codes an octave for |m| / s: 127 of them reach to 7.42 and to 512
 LARGEST = 254  # code of s
+Window = (
+    jax.Array | Sequence[jax.Array]
+)  # int32[2] or two scalars: the lowest octave's biased exponent, bits after the octave
 
 
 def ratios(bound: ArrayLike) -> jax.Array:
     """How many codes an octave |m| / s has, the most for which 127 of them reach the bound: int32 scalar."""
-    return jnp.clip(127.0 / jnp.log2(1.0 + bound / OFFSET), FEWEST_RATIOS, MOST_RATIOS).astype(jnp.int32)
+    return jnp.clip(127.0 / jnp.log2(1.0 + bound / float(OFFSET)), FEWEST_RATIOS, MOST_RATIOS).astype(jnp.int32)
 
 
 def encode_ratio(r: jax.Array, bits: jax.Array, ratios: ArrayLike) -> jax.Array:
     """|m| / s, float32, as int32 from 0 to 127, where it saturates; `bits` are uint32 draws."""
-    above = _pattern(jnp.minimum(jnp.abs(r), 512.0) + OFFSET) - RATIO_BASE
-    return jnp.minimum((above * ratios + (bits >> 9).astype(jnp.int32)) >> 23, 127)
+    above = lax.sub(_pattern(lax.add(lax.min(lax.abs(r), np.float32(512.0)), OFFSET)), RATIO_BASE)
+    code = _right(lax.add(lax.mul(above, jnp.asarray(ratios, jnp.int32)), _fraction(bits)), 23)
+    return lax.min(code, np.int32(127))
 
 
 def decode_ratio(code: jax.Array, step: ArrayLike) -> jax.Array:
     """The |m| / s, float32, that a code stands for, at the `step` of its ratios."""
-    return _number(code * step + RATIO_BASE) - OFFSET
+    return lax.sub(_number(lax.add(lax.mul(code, jnp.asarray(step)), RATIO_BASE)), OFFSET)
 
 
 def step(ratios: ArrayLike) -> jax.Array:
     """The distance of two codes of |m| / s, in units of the last place: int32 scalar, above 2^19."""
-    return jax.lax.div(jnp.int32(2**23), jnp.asarray(ratios, jnp.int32)) + 1
+    return lax.add(lax.div(np.int32(2**23), jnp.asarray(ratios, jnp.int32)), np.int32(1))
 
 
-def encode_root(s: jax.Array, bits: jax.Array, window: jax.Array) -> jax.Array:
+def encode_root(s: jax.Array, bits: jax.Array, window: Window) -> jax.Array:
     """A root, float32, as int32: 0 for zero, 1 for the window's lowest number and all below it, and up; without bias inside.
 
-    `window` is int32[2] or two scalars: the biased exponent of the lowest octave, and the bits after the octave. NaN becomes
-    the lowest.
+    NaN becomes the lowest.
     """
-    drop = 23 - window[1]
-    above = where(s != s, 0, jnp.maximum(_pattern(s) - (window[0] << 23), 0))
-    code = jnp.minimum((above + (bits >> (32 - drop).astype(jnp.uint32)).astype(jnp.int32)) >> drop, LARGEST - 1)
-    return where(s == 0, 0, code + 1)
+    return where(s == 0, 0, where(s != s, 1, _of_positive(raised(s, window), bits, window)))
 
 
-def decode_root(code: jax.Array, window: jax.Array) -> jax.Array:
+def decode_root(code: jax.Array, window: Window) -> jax.Array:
     """The root, float32, that a code stands for in its window."""
-    return where(code == 0, 0.0, _number(((code - 1) << (23 - window[1])) + (window[0] << 23)))
+    return where(lax.eq(code, np.int32(0)), 0.0, _positive(code, window))
 
 
-def pack(root: jax.Array, ratio: jax.Array, m: jax.Array) -> jax.Array:
-    """The bfloat16 number of both codes; m gives the sign, and NaN where it is not finite."""
-    number = _number((root << 23) | (ratio << 16))
-    number = where(root == 0, 0.0, where(m < 0, -number, number))
-    return (number + (m - m).astype(jnp.float32)).astype(jnp.bfloat16)
-
-
-def unpack(packed: jax.Array, most: ArrayLike | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The code of s, the code of |m| / s, and the number 1, 0, -1 or NaN by which that is multiplied.
-
-    If `most` is zero, all are; otherwise it is above 2^15 and changes nothing.
-    """
-    number = packed.astype(jnp.float32)
-    both, sign = (_pattern(number) >> 16) & 0x7FFF, jnp.sign(number)
-    if most is not None:
-        both = jnp.minimum(both, most)
-        sign = where(both == 0, 0.0, sign)
-    return both >> 7, both & 127, sign
-
-
-def raised(s: jax.Array, window: jax.Array) -> jax.Array:
+def raised(s: jax.Array, window: Window) -> jax.Array:
     """Roots, those below the window's lowest number raised to it: as integers, which saves a kernel on TPU a scalar."""
-    return _number(jnp.maximum(_pattern(s), window[0] << 23))
+    return _number(lax.max(_pattern(s), _left(window[0], 23)))
+
+
+def write(m: jax.Array, s: jax.Array, bits: Sequence[jax.Array], window: Window, ratios: ArrayLike) -> jax.Array:
+    """The bfloat16 numbers of moments m and s, float32, NaN where m is not finite; `bits` are the draws of m and of s."""
+    size, nothing = raised(s, window), lax.full_like(s, 0.0)
+    root, ratio = _of_positive(size, bits[1], window), encode_ratio(lax.div(m, size), bits[0], ratios)
+    number = _number(lax.bitwise_or(_left(root, 23), _left(ratio, 16)))
+    number = lax.select(lax.lt(m, nothing), lax.neg(number), number)
+    number = lax.select(lax.eq(s, nothing), nothing, number)  # of a root of zero no ratio is kept
+    return lax.convert_element_type(lax.add(number, lax.sub(m, m)), jnp.bfloat16)
+
+
+def read(packed: jax.Array, window: Window, step: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
+    """The moments m and s, float32, that bfloat16 numbers stand for, |m| cut at `limit` s; all are zero if `step` is."""
+    number = lax.convert_element_type(packed, jnp.float32)
+    both = lax.min(_right(_pattern(lax.abs(number)), 16), jnp.asarray(step))  # which is above all of them
+    root, ratio = _right(both, 7), decode_ratio(lax.bitwise_and(both, np.int32(127)), step)
+    there, nothing = lax.gt(root, np.int32(0)), lax.full_like(number, 0.0)
+    ratio = ratio if limit is None else lax.min(ratio, jnp.asarray(limit, ratio.dtype))
+    s = lax.select(there, _positive(root, window), nothing)
+    return lax.select(there, lax.mul(lax.mul(lax.sign(number), ratio), s), nothing), s
+
+
+def pack(root: jax.Array) -> jax.Array:
+    """Codes of roots alone as the bfloat16 numbers whose `extremes` are theirs."""
+    return _number(_left(root, 23)).astype(jnp.bfloat16)
 
 
 def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> jax.Array:
@@ -146,11 +158,12 @@ def extremes(packed: jax.Array) -> jax.Array:
     axes = tuple(range(packed.ndim))
 
     def pairs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        code = (jax.lax.bitcast_convert_type(x, jnp.uint16) >> 7).astype(jnp.uint8)
-        one, both = np.uint8(1), lambda a, b: (jax.lax.max(a[0], b[0]), jax.lax.min(a[1], b[1]))
+        code = lax.shift_right_logical(lax.bitcast_convert_type(x, jnp.uint16), np.uint16(7)).astype(jnp.uint8)
+        one, both = np.uint8(1), lambda a, b: (lax.max(a[0], b[0]), lax.min(a[1], b[1]))
         # zero and NaN, 0 and 255, are among the lowest of the former and the highest of the latter
-        top, bottom = jax.lax.reduce((code + one, code - one), (np.uint8(0), np.uint8(255)), both, axes)
-        return jnp.maximum(top.astype(jnp.int32), 1) - 1, jnp.minimum(bottom.astype(jnp.int32) + 1, 255)
+        found = lax.reduce((lax.add(code, one), lax.sub(code, one)), (np.uint8(0), np.uint8(255)), both, axes)
+        top, bottom = (lax.convert_element_type(y, jnp.int32) for y in found)
+        return jnp.maximum(top, 1) - 1, jnp.minimum(bottom + 1, 255)
 
     def apart(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         size = jnp.abs(x.astype(jnp.float32))
@@ -158,13 +171,38 @@ def extremes(packed: jax.Array) -> jax.Array:
         positive = where(size == 0, jnp.inf, size)
         return _pattern(jnp.max(size, initial=0.0)) >> 23, _pattern(jnp.min(positive, initial=jnp.inf)) >> 23
 
-    top, bottom = jax.lax.platform_dependent(packed, tpu=apart, default=pairs)
+    top, bottom = lax.platform_dependent(packed, tpu=apart, default=pairs)
     return jnp.stack([top, bottom])
 
 
+def _of_positive(s: jax.Array, bits: jax.Array, window: Window) -> jax.Array:
+    """The code of a root that is no less than the window's lowest number."""
+    above = lax.sub(_pattern(s), _left(window[0], 23))
+    code = _right(lax.add(above, _right(_fraction(bits), window[1])), lax.sub(np.int32(23), window[1]))
+    return lax.add(lax.min(code, np.int32(LARGEST - 1)), np.int32(1))
+
+
+def _positive(code: jax.Array, window: Window) -> jax.Array:
+    above = _left(lax.sub(code, np.int32(1)), lax.sub(np.int32(23), window[1]))
+    return _number(lax.add(above, _left(window[0], 23)))
+
+
+def _fraction(bits: jax.Array) -> jax.Array:
+    """Draws as int32 below 2^23."""
+    return lax.convert_element_type(lax.shift_right_logical(bits, np.uint32(9)), jnp.int32)
+
+
+def _left(x: jax.Array, by: jax.Array | int) -> jax.Array:
+    return lax.shift_left(x, np.int32(by) if isinstance(by, int) else by)
+
+
+def _right(x: jax.Array, by: jax.Array | int) -> jax.Array:
+    return lax.shift_right_arithmetic(x, np.int32(by) if isinstance(by, int) else by)
+
+
 def _pattern(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, jnp.int32)
+    return lax.bitcast_convert_type(x, jnp.int32)
 
 
 def _number(pattern: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(pattern, jnp.float32)
+    return lax.bitcast_convert_type(pattern, jnp.float32)

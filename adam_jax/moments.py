@@ -110,7 +110,7 @@ def saturate(g: jax.Array, squares: int) -> jax.Array:
     largest = float(jnp.finfo(g.dtype).max) / 2
     limit = (largest / squares) ** 0.5 if squares else largest
     limit = np.asarray(limit, jnp.finfo(g.dtype).dtype)
-    return each_part(lambda part: where(jnp.abs(part) == jnp.inf, part, jax.lax.clamp(-limit, part, limit)), g)
+    return each_part(lambda part: where(jax.lax.is_finite(part), jax.lax.clamp(-limit, part, limit), part), g)
 
 
 def squared(g: jax.Array) -> jax.Array:
@@ -191,8 +191,8 @@ def lookahead(m: jax.Array, g: jax.Array, rate: ArrayLike, keep: ArrayLike) -> j
 
 
 def within(m: jax.Array, size: jax.Array, ratio: ArrayLike) -> jax.Array:
-    """A first moment no larger than `ratio`, which may be infinite, times its size; each part, where m is complex."""
-    limit = where(jnp.isinf(ratio), jnp.inf, jnp.asarray(ratio, size.dtype) * size)
+    """A first moment no larger than `ratio`, a finite number, times its size; each part, where m is complex."""
+    limit = jnp.asarray(ratio, size.dtype) * size
     return each_part(lambda part: jax.lax.clamp(-limit, part, limit), m)
 
 

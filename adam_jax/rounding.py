@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 __all__ = [
@@ -74,12 +75,12 @@ def draws(shape: tuple[int, ...], stream: ArrayLike, turn: ArrayLike) -> jax.Arr
     """
     index, stride = jnp.asarray(stream, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
-        along = jax.lax.iota(jnp.uint32, shape[axis])
-        along = along * np.uint32(stride % 2**32) if stride > 1 else along
+        along = lax.iota(jnp.uint32, shape[axis])
+        along = lax.mul(along, np.uint32(stride % 2**32)) if stride > 1 else along
         if axis == 0:  # on TPU an array beside the kernel: so the stream is no operand of its own
-            along += jnp.asarray(stream, jnp.uint32)
-        along = jax.lax.broadcast_in_dim(along, shape, (axis,))
-        index = index + along if stride > 1 else along
+            along = lax.add(along, jnp.asarray(stream, jnp.uint32))
+        along = lax.broadcast_in_dim(along, shape, (axis,))
+        index = lax.add(index, along) if stride > 1 else along
         stride *= shape[axis]
     return _drawn(index, turn)
 
@@ -101,18 +102,16 @@ def stochastic(x: jax.Array, bits: jax.Array, drop: int, rest: jax.Array | None 
         >>> print(jnp.unique(rounded), f"{rounded.mean():.4f}")
         [1.        1.0078125] 1.0010
     """
-    bare = pattern(x)
     if rest is None:
-        raised = bits >> np.uint32(32 - drop)
+        raised = lax.shift_right_logical(bits, np.uint32(32 - drop))
     elif drop < 15:
         raised = _bits_of(_signed(bits >> np.uint32(16 - drop)) + _units(x, rest) >> 16)
     else:  # where that sum would not fit
         low = _signed(bits << np.uint32(drop) >> np.uint32(16))
         raised = (bits >> np.uint32(32 - drop)) + _bits_of(low + _units(x, rest) >> 16)
-    keep = np.uint32(2**32 - 2**drop)
-    largest = EXPONENT - np.uint32(2**drop)  # of the numbers left; it, infinities and NaN are cut, not raised
-    quiet = -bare & np.uint32(1 << 22)  # a NaN with low bits alone stays one; the largest numbers have that bit
-    return number(jax.lax.select(bare & ~SIGN >= largest, bare | quiet, bare + raised) & keep)
+    cut = number(lax.bitwise_and(lax.add(pattern(x), raised), np.uint32(2**32 - 2**drop)))
+    largest = np.uint32(0x7F800000 - 2**drop).view(np.float32)
+    return lax.select(lax.is_finite(x), lax.clamp(-largest, cut, largest), x)
 
 
 def round_to(x: jax.Array, dtype: DTypeLike, bits: jax.Array, rest: jax.Array | None = None) -> jax.Array:
@@ -161,7 +160,7 @@ def split(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     residual = ((whole & np.uint32(0xFFFF)) >> (16 - bits)).astype(f"uint{bits}")
     low = residual.astype(jnp.uint32) << (16 - bits)  # the weight from the residual as kept: XLA on TPU writes both at once
     weight = whole - low + ((low >> 15) << 16)
-    return jax.lax.bitcast_convert_type((weight >> 16).astype(jnp.uint16), jnp.bfloat16), residual
+    return lax.bitcast_convert_type((weight >> 16).astype(jnp.uint16), jnp.bfloat16), residual
 
 
 @jax.custom_jvp
@@ -174,7 +173,7 @@ def join(weight: jax.Array, residual: jax.Array) -> jax.Array:
     """
     bits = jnp.iinfo(residual.dtype).bits
     low = residual.astype(jnp.uint32) << (16 - bits)
-    high = jax.lax.bitcast_convert_type(weight, jnp.uint16).astype(jnp.uint32)
+    high = lax.bitcast_convert_type(weight, jnp.uint16).astype(jnp.uint32)
     raised = jnp.where(high & np.uint32(0x7FFF) == 0, 0, low >> 15)  # a zero never is, unless someone zeroed the weight
     return number(((high - raised) << 16) | low)
 
@@ -191,19 +190,19 @@ def widen(x: jax.Array) -> jax.Array:
 
 def pattern(x: jax.Array) -> jax.Array:
     """The bits of float32 numbers, uint32."""
-    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return lax.bitcast_convert_type(x, jnp.uint32)
 
 
 def number(bits: jax.Array) -> jax.Array:
     """The float32 numbers with these bits."""
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _drawn(x: jax.Array, turn: ArrayLike) -> jax.Array:
-    x = x * np.uint32(0x9E3779B1)
-    x = (x ^ (x >> 16)) + turn
-    x ^= x * np.uint32(0x6C50B47C)
-    return x ^ (x * np.uint32(0xB82F1E52))
+    x = lax.mul(x, np.uint32(0x9E3779B1))
+    x = lax.add(lax.bitwise_xor(x, lax.shift_right_logical(x, np.uint32(16))), jnp.asarray(turn, jnp.uint32))
+    x = lax.bitwise_xor(x, lax.mul(x, np.uint32(0x6C50B47C)))
+    return lax.bitwise_xor(x, lax.mul(x, np.uint32(0xB82F1E52)))
 
 
 def _units(x: jax.Array, rest: jax.Array) -> jax.Array:
@@ -215,11 +214,11 @@ def _units(x: jax.Array, rest: jax.Array) -> jax.Array:
 
 
 def _signed(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, jnp.int32)
+    return lax.bitcast_convert_type(x, jnp.int32)
 
 
 def _bits_of(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return lax.bitcast_convert_type(x, jnp.uint32)
 
 
 def _hash(x: Any) -> Any:

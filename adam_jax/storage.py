@@ -300,7 +300,7 @@ class Int8(Storage):
 
         def window(s: jax.Array) -> jax.Array:
             code = codes.encode_root(s.astype(jnp.float32), _half(s), every)
-            found = codes.extremes(codes.pack(code, jnp.zeros_like(code), jnp.float32(1.0)))
+            found = codes.extremes(codes.pack(code))
             return jnp.tile(codes.coming_window(found, every, 1e-3), 2)
 
         return jnp.stack([window(s) for s in nus])
@@ -308,37 +308,35 @@ class Int8(Storage):
     def load(
         self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike | None = None
     ) -> tuple[jax.Array, Nus]:
-        step, more = codes.step(ratios), _bytes(kept.nus[1:])
+        step = codes.step(ratios)
         if empty is not None:  # by a scalar that the kernel has anyway: with one more, XLA on TPU makes two kernels
             step = jnp.where(empty, 0, step)
-            more = [jnp.minimum(code, step) for code in more]
-        root, ratio, sign = codes.unpack(kept.mu, None if empty is None else step)
-        s = [codes.decode_root(code, w) for code, w in zip((root, *more), kept.windows, strict=True)]
-        size = codes.decode_ratio(ratio, step)
-        mu = sign * (size if limit is None else jnp.minimum(size, jnp.asarray(limit, size.dtype))) * s[0]
-        return mu.astype(wide), tuple(x.astype(jnp.finfo(wide).dtype) for x in s)
+        mu, size = codes.read(kept.mu, kept.windows[0], step, limit)
+        more = zip(_bytes(kept.nus[1:]), kept.windows[1:], strict=True)
+        sizes = (size, *(codes.decode_root(jnp.minimum(code, step), w) for code, w in more))
+        return mu.astype(wide), tuple(s.astype(jnp.finfo(wide).dtype) for s in sizes)
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
-        old = (kept.mu, *(codes.pack(root, jnp.zeros_like(root), jnp.float32(1.0)) for root in _bytes(kept.nus[1:])))
-        extremes = jnp.stack([codes.extremes(packed) for packed in old])
+        extremes = jnp.stack([codes.extremes(x) for x in (kept.mu, *map(codes.pack, _bytes(kept.nus[1:])))])
         bits = moving._replace(turn=_after(moving.turn, extremes)).draws(1 + len(kept.nus))
-        windows, exact = [w[2:] for w in kept.windows], (m, *moving.advance(moving.g))
-        sizes = [s.astype(jnp.float32) for s in exact[1:]]
-        root, *more = (codes.encode_root(s, bits[i + 1], w) for i, (s, w) in enumerate(zip(sizes, windows, strict=True)))
-        ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
-        packed = codes.pack(root, codes.encode_ratio(ratio, bits[0], moving.limits.ratios), m)
-        nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in more))
-        loaded = self.load(Kept(packed, nus, windows), m.dtype, moving.limits.ratios, limit=moving.limits.mu)
-        (m, sizes), packed = straight_through.straight((m, exact[1:]), loaded, packed)
+        exact, windows, limits = (m, moving.advance(moving.g)), [w[2:] for w in kept.windows], moving.limits
+        packed, *more = self._written(*exact, bits, windows, limits.ratios)
+        nus = kept.nus[0], *more
+        loaded = self.load(Kept(packed, nus, windows), m.dtype, limits.ratios, limit=limits.mu)
+        (m, sizes), packed = straight_through.straight(exact, loaded, packed)
         return Kept(packed, nus, extremes), m, sizes
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
-        sizes, half, windows = [s.astype(jnp.float32) for s in nus], _half(m), self.windows_of(nus)
-        roots = [codes.encode_root(s, half, w) for s, w in zip(sizes, windows, strict=True)]
-        ratio = _quotient(m.astype(jnp.float32), codes.raised(sizes[0], windows[0]))
-        packed = codes.pack(roots[0], codes.encode_ratio(ratio, half, ratios), m)
-        nus = (kept.nus[0], *((code - 128).astype(jnp.int8) for code in roots[1:]))
-        return Kept(packed, nus, windows)
+        windows = self.windows_of(nus)
+        packed, *more = self._written(m, nus, [_half(m)] * (1 + len(nus)), windows, ratios)
+        return Kept(packed, (kept.nus[0], *more), windows)
+
+    def _written(self, m: jax.Array, nus: Nus, bits: list[jax.Array], windows: Any, ratios: ArrayLike) -> list[jax.Array]:
+        """The numbers of both moments, and the codes of AMSGrad's second root."""
+        size, *more = [s.astype(jnp.float32) for s in nus]
+        packed = codes.write(m.astype(jnp.float32), size, bits, windows[0], ratios)
+        roots = (codes.encode_root(s, draws, w) for s, draws, w in zip(more, bits[2:], windows[1:], strict=True))
+        return [packed, *((code - 128).astype(jnp.int8) for code in roots)]
 
 
 def bfloat16(*, smallest: int = 0, seed: int = 0) -> Storage:
@@ -398,10 +396,6 @@ def first_codes(leaves: int, slots: int) -> Codes:
 def _half(x: jax.Array) -> jax.Array:
     """The draw that rounds to nearest."""
     return jnp.full(x.shape, 2**31, jnp.uint32)
-
-
-def _quotient(m: jax.Array, s: jax.Array) -> jax.Array:
-    return m / moments.where(s >= jnp.finfo(s.dtype).tiny, s, 1.0)  # of a root of zero no ratio is kept
 
 
 def _bytes(nus: Nus) -> list[jax.Array]:

@@ -67,9 +67,9 @@ class ScaleByAmsgradState(NamedTuple):
 class _Scalars(NamedTuple):
     """What one step needs besides arrays."""
 
-    m: Tick  # of the first moment
-    v: Tick  # of the second
-    after: Tick  # of the first moment, one step later
+    moved: ArrayLike  # how far the first moment moves
+    v: Tick  # the second moment's clock
+    keeps: ArrayLike | None  # what a step without a gradient would leave of the first moment, for Nadam's look-ahead
     eps: ArrayLike
 
 
@@ -136,10 +136,10 @@ def scale_by_norm(
         del extra_args
         _check(state, state_type, lambda mu: norm.form(choice.codes(mu)))
         count, mu, *nus, _, _, codes, form = state
-        m, v, after = _ticks(norm, b1, b2, state, correct_mu=correct_mu, correct_nu=correct_nu)
+        m, v, keeps = _ticks(norm, b1, b2, state, correct_mu=correct_mu, correct_nu=correct_nu)
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
-        k = _Scalars(m, v, after, jnp.asarray(eps, jnp.result_type(m.weight)) * scale)
-        limits = _limits(norm, codes, k, count) if choice.narrow else Limits()
+        k = _Scalars(m.moved, v, keeps if nesterov else None, jnp.asarray(eps, jnp.result_type(m.weight)) * scale)
+        limits = _limits(norm, codes, m, v, keeps, count) if choice.narrow else None
         empty, turn = jnp.asarray(count) <= 0, rounding.turn(count)
         if choice.narrow:  # where nothing is kept, there are no windows
             codes = codes._replace(windows=jnp.where(empty, 0, codes.windows))
@@ -160,7 +160,7 @@ def scale_by_norm(
             return u, new.mu, *new.nus
 
         updates, kept = trees.map_updates(step, updates, (mu, *nus), params, always=True)
-        if choice.narrow:
+        if limits is not None:
             codes = codes.after(limits.mu, extremes, v.moved, empty)
         return updates, state_type(clock.next_count(count), *kept, m.weight, v.weight, codes, form)
 
@@ -177,14 +177,16 @@ def _empty(choice: Choice, moment: int, params: Any) -> Any:
     return trees.map_params(empty, params)
 
 
-def _ticks(norm: Norm, b1: Decay, b2: Decay, state: Any, *, correct_mu: bool, correct_nu: bool) -> tuple[Tick, Tick, Tick]:
-    """The clocks of one step: the first moment's, the second's, and the first's one step later."""
+def _ticks(
+    norm: Norm, b1: Decay, b2: Decay, state: Any, *, correct_mu: bool, correct_nu: bool
+) -> tuple[Tick, Tick, jax.Array]:
+    """The clocks of the moments in one step, and how much of the first would be left after one more without a gradient."""
     count = state.count
     rate1, rate2 = (clock.complement(clock.at(b, count)) for b in (b1, b2))
     m = clock.tick(rate1, state.mu_weight, count, corrected=correct_mu)
     v = norm.tick(rate2, state.nu_weight, count, corrected=correct_nu)
-    next_rate = clock.complement(clock.at(b1, clock.next_count(count)))
-    return m, v, clock.tick(next_rate, m.weight, 1, corrected=correct_mu)
+    after = clock.tick(clock.complement(clock.at(b1, clock.next_count(count))), m.weight, 1, corrected=correct_mu)
+    return m, v, (1.0 - after.rate) * after.kept
 
 
 def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any, count: jax.Array) -> list[tuple[Storage, Any, Any]]:
@@ -226,18 +228,18 @@ def _as_data(streams: list[jax.Array], windows: Any, count: jax.Array) -> list[A
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _leaf_step(
-    how: Storage, ahead: Ahead, norm: Norm, g: jax.Array, kept: Kept, k: _Scalars, limits: Limits, empty: jax.Array,
+    how: Storage, ahead: Ahead, norm: Norm, g: jax.Array, kept: Kept, k: _Scalars, limits: Limits | None, empty: jax.Array,
     turn: jax.Array, stream: jax.Array,
 ) -> tuple[jax.Array, Kept]:  # fmt: skip
     """Algorithm 1 on one leaf. Jitted, so that leaves of one shape are traced once; what differs between them is data."""
     # jnp's functions are jitted each by itself, and would be traced once a shape; loops in codes of one's own stay loops
     with contextlib.nullcontext() if how.is_own else jax.disable_jit():
         wide = moments.accumulator_dtype(g.dtype, kept.mu.dtype)
-        norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
+        norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits or Limits()))
         gradient = moments.saturate(g.astype(wide), norm.squares)
         kept = straight_through.opened(kept)._replace(windows=[tuple(w) for w in kept.windows]) if how.rounds else kept
         m, nus = how.load(kept, wide, limits.ratios_before, empty=empty)
-        m = norm.average(m, gradient, k.m.moved)
+        m = norm.average(m, gradient, k.moved)
         moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, turn, limits)
         kept, m, new = how.save(kept, m, moving)  # the step is that of the moments as they are kept
         m = ahead(m, gradient, k, functools.partial(how.bounded, size=new[0], limit=limits.ahead))
@@ -250,19 +252,18 @@ def _as_it_is(m: jax.Array, *_: Any) -> jax.Array:
 
 def _look_ahead(m: jax.Array, g: jax.Array, k: _Scalars, bounded: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """The first moment with the next step's momentum, b1_{t+1} (Dozat 2016, Algorithm 2)."""
-    return bounded(moments.lookahead(m, g, k.m.moved, (1.0 - k.after.rate) * k.after.kept))
+    return bounded(moments.lookahead(m, g, k.moved, k.keeps))
 
 
-def _limits(norm: Norm, held: Codes, k: _Scalars, count: jax.Array) -> Limits:
+def _limits(norm: Norm, held: Codes, m: Tick, v: Tick, keeps: jax.Array, count: jax.Array) -> Limits:
     """What bounds the first moment after a step, whatever the gradients and the decays were, and the codes for it."""
-    cast = functools.partial(_cast, jnp.result_type(k.m.weight))
+    cast = functools.partial(_cast, jnp.result_type(m.weight))
     norm, before = jax.tree.map(cast, norm), jnp.where(count <= 0, 0.0, cast(held.bound))
-    constant = norm.largest_ratio(k.m.rate, k.v.rate)
-    bound = norm.next_ratio(before, k.m.moved, k.v)
+    constant = norm.largest_ratio(m.rate, v.rate)
+    bound = norm.next_ratio(before, m.moved, v)
     bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant))
-    spike = clock.corrected_rate(1.0, norm.shares(k.v)[1])
-    ahead = (1.0 - k.after.rate) * k.after.kept * bound + k.m.moved * spike
-    bound = bound.astype(held.bound.dtype)
+    spike = clock.corrected_rate(1.0, norm.shares(v)[1])
+    ahead, bound = keeps * bound + m.moved * spike, bound.astype(held.bound.dtype)
     return jax.lax.stop_gradient(Limits(bound, ahead, codes.ratios(held.bound), codes.ratios(bound)))
 
 

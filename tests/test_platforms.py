@@ -27,8 +27,10 @@ def platform(request, monkeypatch) -> str:
 @pytest.mark.usefixtures("platform")
 def test_extremes_are_those_of_positive_roots():
     root, m = jnp.array([[0, 7, 200, 3, 250, 90]]), jnp.array([[1.0, -1.0, 1.0, 1.0, jnp.nan, 1.0]])
-    for ratio in (0, 127):
-        packed = codes.pack(root, jnp.full(root.shape, ratio), m)
+    window, half = jnp.array([127, 3]), jnp.full(root.shape, 2**31, jnp.uint32)
+    s = codes.decode_root(root, window)
+    for ratio in (0.0, 7.0):
+        packed = codes.write(ratio * m * s, s, (half, half), window, codes.MOST_RATIOS)
         np.testing.assert_array_equal(codes.extremes(packed), [200, 3])  # neither zero nor NaN
         np.testing.assert_array_equal(codes.extremes(packed[:, [3, 4, 1]]), [7, 3])
         for nothing in (packed[:, [0, 0]], packed[:, [0, 4]]):  # two, for XLA drops a reduction of one

@@ -56,6 +56,15 @@ def _train(tx: Any, gradients: jax.Array) -> tuple[jax.Array, Any]:
 
 # the codes
 
+WINDOW = jnp.array([127, 3])
+
+
+def _packed(root: jax.Array, ratio: jax.Array, sign: float | jax.Array) -> jax.Array:
+    """The numbers of these codes, in a window of 32 octaves from 1 on."""
+    half = jnp.full(root.shape, 2**31, jnp.uint32)
+    s, size = codes.decode_root(root, WINDOW), codes.decode_ratio(ratio, codes.step(codes.MOST_RATIOS))
+    return codes.write(sign * size * s, s, (jnp.zeros_like(half), half), WINDOW, codes.MOST_RATIOS)
+
 
 def test_every_ratio_is_encoded_as_itself():
     code = jnp.arange(128)
@@ -80,14 +89,24 @@ def test_every_root_is_encoded_as_itself(window):
 
 def test_one_number_holds_both_codes_and_nan():
     root, ratio = (x.ravel() for x in jnp.meshgrid(jnp.arange(255), jnp.arange(128)))
-    for sign in (1.0, -1.0):
-        packed = codes.pack(root, ratio, jnp.full(root.shape, sign / 3))
-        assert jnp.isfinite(packed).all()
-        there = root > 0  # of a root of zero nothing is kept
-        for got, expected in zip(codes.unpack(packed), (root, ratio * there, sign * there), strict=True):
-            np.testing.assert_array_equal(got, expected)
-    assert jnp.isnan(codes.pack(jnp.array([3, 3]), jnp.array([5, 5]), jnp.array([jnp.nan, jnp.inf]))).all()
-    assert np.isnan(codes.unpack(jnp.array([jnp.nan], jnp.bfloat16))[2]).all()
+    packed = _packed(root, ratio, 1.0)
+    assert jnp.isfinite(packed).all()
+    step = codes.step(codes.MOST_RATIOS)
+    m, s = codes.read(packed, WINDOW, step)
+    np.testing.assert_array_equal(s, codes.decode_root(root, WINDOW))
+    np.testing.assert_array_equal(m, codes.decode_ratio(ratio, step) * s)  # of a root of zero nothing is kept
+    for x, y in zip(codes.read(_packed(root, ratio, -1.0), WINDOW, step), (-m, s), strict=True):
+        np.testing.assert_array_equal(x, y)
+    for got in codes.read(packed, WINDOW, jnp.int32(0)):
+        np.testing.assert_array_equal(got, 0.0)  # of a state that counts as empty
+    np.testing.assert_array_equal(codes.read(packed, WINDOW, step, 2.0)[0], jnp.minimum(m, 2.0 * s))
+
+
+def test_numbers_are_nan_where_a_first_moment_is_not_finite_and_nowhere_else():
+    half = jnp.full(4, 2**31, jnp.uint32)
+    packed = codes.write(jnp.array([jnp.nan, jnp.inf, -jnp.inf, 3.0]), jnp.ones(4), (half, half), WINDOW, codes.MOST_RATIOS)
+    for x in (packed, codes.read(packed, WINDOW, codes.step(codes.MOST_RATIOS))[0]):
+        np.testing.assert_array_equal(jnp.isnan(x), [True, True, True, False])
 
 
 def test_rounding_to_eight_bits_is_right_on_average():
@@ -235,7 +254,7 @@ def test_no_code_at_all_makes_a_step_larger_than_cauchy_schwarz_allows():
     state, keys = tx.init(jnp.zeros(N)), jax.random.split(jax.random.key(2), 3)
     root, ratio = (jax.random.randint(key, (N,), 0, top) for key, top in zip(keys[:2], (255, 128), strict=True))
     anything = state._replace(
-        mu=codes.pack(root, ratio, jax.random.normal(keys[2], (N,))), count=jnp.int32(10),
+        mu=_packed(root, ratio, jnp.sign(jax.random.normal(keys[2], (N,)))), count=jnp.int32(10),
         mu_weight=jnp.float32(0.5), nu_weight=jnp.float32(0.01),
         codes=state.codes._replace(windows=jnp.array([[[100, 3, 100, 3]]])),
     )  # fmt: skip

@@ -176,7 +176,7 @@ class Keeping:
         return jax.vmap(one, (0, 0 if nu.ndim else None, None if window is None else 0, 0))(mu, nu, window, empty)
 
     def _limits(self) -> Limits:
-        bound = self.largest_ratio()
+        bound = jnp.minimum(self.largest_ratio(), norms.UNBOUNDED)
         return Limits(bound, bound, codes.ratios(bound), codes.ratios(bound))
 
 

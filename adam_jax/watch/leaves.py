@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_jax import choices, codes, storage, trees
+from adam_jax import choices, codes, norms, storage, trees
 from adam_jax.choices import StoragePerLeaf
 from adam_jax.storage import Kept, Storage
 
@@ -29,7 +29,7 @@ class WatchedLeaf(NamedTuple):
 def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
     """Each trained leaf of a state of the Adam family: one second moment, or AMSGrad's two, of which the last divides."""
     narrow = getattr(node, "codes", ())
-    bound, windows = narrow if isinstance(narrow, storage.Codes) else (jnp.asarray(jnp.inf), None)
+    bound, windows = narrow if isinstance(narrow, storage.Codes) else (jnp.asarray(norms.UNBOUNDED), None)
     choice = None if given is None else choices.Choice(given)
     from_optax = isinstance(node, optax.ScaleByAdamState)  # which keeps numbers as they are, in any dtype
     columns = [node.mu, node.nu, *([node.nu_max] if hasattr(node, "nu_max") else [])]
