@@ -79,9 +79,8 @@ def each_part(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.A
 
 def where(condition: jax.Array, x: ArrayLike, y: ArrayLike) -> jax.Array:
     """`jnp.where` of two arrays of one shape and dtype, of which one may be a number: traced in half the time."""
-    both: Any = (x, y)
-    like = max(both, key=lambda v: (hasattr(v, "shape"), np.ndim(v)))
-    x, y = (v if hasattr(v, "shape") and v.shape == like.shape else jax.lax.full_like(like, v) for v in both)
+    like: Any = x if getattr(x, "ndim", -1) >= getattr(y, "ndim", -1) else y
+    x, y = (v if getattr(v, "shape", None) == like.shape else jax.lax.full_like(like, v) for v in (x, y))
     return jax.lax.select(condition, x, y)
 
 
@@ -115,7 +114,7 @@ def saturate(g: jax.Array, squares: int) -> jax.Array:
 
 def squared(g: jax.Array) -> jax.Array:
     """|g|^2 as a real array."""
-    return g.real * g.real + g.imag * g.imag if jnp.iscomplexobj(g) else g * g
+    return g.real * g.real + g.imag * g.imag if jnp.iscomplexobj(g) else jax.lax.mul(g, g)
 
 
 def magnitude(g: jax.Array) -> jax.Array:
@@ -128,7 +127,7 @@ def magnitude(g: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def root(v: jax.Array) -> jax.Array:
     """The square root with derivative zero at zero, so that a step at zero gradients can be differentiated."""
-    return jnp.sqrt(v)
+    return jax.lax.sqrt(v)
 
 
 @root.defjvp
@@ -206,7 +205,7 @@ def direction(m: jax.Array, size: jax.Array, eps: ArrayLike) -> jax.Array:
 @jax.custom_jvp
 def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     """The quotient a / b, whose derivatives, too, stay in range: without b^2, which is not where b is 1e20 or 1e-20."""
-    return a / b
+    return jax.lax.div(a, b)
 
 
 @quotient.defjvp
