@@ -57,9 +57,7 @@ OFFSET = np.float32(0.0085)  # added to |m| / s, so that the pattern of the sum 
 RATIO_BASE = OFFSET.view(np.int32)
 MOST_RATIOS, FEWEST_RATIOS = 13, 8  # codes an octave for |m| / s: 127 of them reach to 7.42 and to 512
 LARGEST = 254  # code of s
-Window = (
-    jax.Array | Sequence[jax.Array]
-)  # int32[2] or two scalars: the lowest octave's biased exponent, bits after the octave
+Window = jax.Array | Sequence[jax.Array]  # int32[2] or two scalars: biased exponent of the lowest octave, bits after it
 
 
 def ratios(bound: ArrayLike) -> jax.Array:
@@ -128,7 +126,7 @@ def pack(root: jax.Array) -> jax.Array:
     return _number(_left(root, 23)).astype(jnp.bfloat16)
 
 
-def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> jax.Array:
+def coming_window(extremes: Window, window: Window, rate: ArrayLike) -> jax.Array:
     """The window for coming codes of a leaf: as fine as its magnitudes allow, with headroom for gradients to come.
 
     `extremes` are those of codes in `window`; `rate` is how far a step moves the second moment. The headroom above the
@@ -149,19 +147,20 @@ def coming_window(extremes: jax.Array, window: jax.Array, rate: ArrayLike) -> ja
     return jnp.where(lost, jnp.array(EVERY_OCTAVE, jnp.int32), jnp.stack([start, finer]))
 
 
-def extremes(packed: jax.Array) -> jax.Array:
-    """The highest and the lowest code of a positive root, 0 and 255 where there is none: int32[2].
+def extremes(packed: Sequence[jax.Array], turn: jax.Array) -> tuple[list[tuple[jax.Array, jax.Array]], jax.Array]:
+    """The highest and the lowest code of a positive root, 0 and 255 where there is none: int32 scalars for each array.
 
     XLA makes one kernel of it and of the step if this is one reduction of pairs; on TPU, if it is two, of numbers. On CPU a
-    reduction is vectorized, and ten times faster, in eight bits.
+    reduction is vectorized, and ten times faster, in eight bits. With them comes the same `turn` (`rounding`); on CPU it is
+    known only when they are, so that XLA writes the codes, then read, in place.
     """
-    axes = tuple(range(packed.ndim))
+    one, both = np.uint8(1), lambda a, b: (lax.max(a[0], b[0]), lax.min(a[1], b[1]))
 
     def pairs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         code = lax.shift_right_logical(lax.bitcast_convert_type(x, jnp.uint16), np.uint16(7)).astype(jnp.uint8)
-        one, both = np.uint8(1), lambda a, b: (lax.max(a[0], b[0]), lax.min(a[1], b[1]))
         # zero and NaN, 0 and 255, are among the lowest of the former and the highest of the latter
-        found = lax.reduce((lax.add(code, one), lax.sub(code, one)), (np.uint8(0), np.uint8(255)), both, axes)
+        pair = lax.add(code, one), lax.sub(code, one)
+        found = lax.reduce(pair, (np.uint8(0), np.uint8(255)), both, tuple(range(x.ndim)))
         top, bottom = (lax.convert_element_type(y, jnp.int32) for y in found)
         return jnp.maximum(top, 1) - 1, jnp.minimum(bottom + 1, 255)
 
@@ -171,8 +170,17 @@ def extremes(packed: jax.Array) -> jax.Array:
         positive = where(size == 0, jnp.inf, size)
         return _pattern(jnp.max(size, initial=0.0)) >> 23, _pattern(jnp.min(positive, initial=jnp.inf)) >> 23
 
-    top, bottom = lax.platform_dependent(packed, tpu=apart, default=pairs)
-    return jnp.stack([top, bottom])
+    def on_cpu(turn: jax.Array, *packed: jax.Array) -> tuple[list, jax.Array]:
+        found = [pairs(x) for x in packed]
+        return found, lax.add(turn, lax.convert_element_type(lax.min(found[0][0], np.int32(0)), turn.dtype))
+
+    def on_tpu(turn: jax.Array, *packed: jax.Array) -> tuple[list, jax.Array]:
+        return [apart(x) for x in packed], turn
+
+    def on_gpu(turn: jax.Array, *packed: jax.Array) -> tuple[list, jax.Array]:
+        return [pairs(x) for x in packed], turn
+
+    return lax.platform_dependent(turn, *packed, cpu=on_cpu, tpu=on_tpu, default=on_gpu)
 
 
 def _of_positive(s: jax.Array, bits: jax.Array, window: Window) -> jax.Array:

@@ -8,7 +8,7 @@ Narrow second moments are roots. The step taken is that of the moments as they a
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +34,9 @@ __all__ = [
 
 SMALLEST = 4096  # elements: smaller leaves stay float32 beside int8
 APART = 0x85EBCA6B  # odd, so that multiples of a sequence of draws are as even, and one hash serves all moments of a leaf
+NONE = np.int32(0), np.int32(255)  # extremes of no codes at all (`codes.extremes`)
 Nus = tuple[jax.Array, ...]
+Pair = tuple[Any, Any]
 
 
 class Bfloat16Codes(NamedTuple):
@@ -68,19 +70,19 @@ class Codes(NamedTuple):
     bound: jax.Array
     windows: jax.Array
 
-    def after(self, bound: ArrayLike, extremes: dict[int, jax.Array], moved: ArrayLike, empty: ArrayLike) -> "Codes":
+    def after(self, bound: ArrayLike, extremes: dict[int, Sequence[Pair]], moved: ArrayLike, empty: ArrayLike) -> "Codes":
         """After a step, from the extremes of the codes that it read in each leaf; `empty` means that nothing was kept.
 
         Windows are found for all leaves at once; those of leaves without a gradient stay.
         """
-        none = jnp.tile(jnp.array([0, 255], jnp.int32), (self.windows.shape[1], 1))
-        found = [extremes.get(i, none) for i in range(len(self.windows))]
+        windows, moments = self.windows, self.windows.shape[1]
         each = jax.vmap(jax.vmap(codes.coming_window, (0, 0, None)), (0, 0, None))
-        windows = self.windows
-        if found:
-            coming = each(jnp.where(empty, none, jnp.stack(found)), windows[..., :2], jnp.asarray(moved, jnp.float32))
+        if any(extremes.values()):
+            found = [x for i in range(len(windows)) for pair in extremes.get(i) or [NONE] * moments for x in pair]
+            found = jnp.where(empty, jnp.array(NONE), jnp.stack(found).reshape(*windows.shape[:2], 2))
+            coming = each(found, windows[..., :2], jnp.asarray(moved, jnp.float32))
             moved_on = jnp.concatenate([windows[..., 2:], coming], axis=-1)
-            there = np.array([i in extremes for i in range(len(found))]).reshape(-1, 1, 1)
+            there = np.array([i in extremes for i in range(len(windows))]).reshape(-1, 1, 1)
             windows = jnp.where(there, moved_on, windows)
         return Codes(jnp.asarray(bound, self.bound.dtype), windows)
 
@@ -230,12 +232,12 @@ class Storage:
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
         """What is kept after a step to the first moment m, and both moments as they are kept.
 
-        In place of windows it returns the extremes of the codes that the state held, int32[len(nus), 2].
+        In place of windows it returns the extremes of the codes that the state held, if they are those of a window.
         """
-        exact, extremes = (m, *moving.advance(moving.g)), np.zeros((len(kept.nus), 2), np.int32)
+        exact = (m, *moving.advance(moving.g))
         # as they are, the moments are what is kept: nothing to trace
         if not self.rounds and all(x.dtype == old.dtype for x, old in zip(exact, (kept.mu, *kept.nus), strict=True)):
-            return Kept(m, exact[1:], extremes), m, exact[1:]
+            return Kept(m, exact[1:]), m, exact[1:]
         bits, new = moving.draws(1 + len(kept.nus)), []
         for i, (x, old) in enumerate(zip(exact, (kept.mu, *kept.nus), strict=True)):
             code = self._code(i)
@@ -244,7 +246,7 @@ class Storage:
         coded = {i: x for i, x in enumerate(new) if self._code(i)}
         (m, nus), coded = straight_through.straight((m, exact[1:]), loaded, coded)
         mu, *kept_nus = (coded.get(i, x) for i, x in enumerate(new))
-        return Kept(mu, tuple(kept_nus), extremes), m, nus
+        return Kept(mu, tuple(kept_nus)), m, nus
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
         """What is kept of given moments, rounded to nearest, in arrays like those of `kept`; with windows, not extremes."""
@@ -300,7 +302,7 @@ class Int8(Storage):
 
         def window(s: jax.Array) -> jax.Array:
             code = codes.encode_root(s.astype(jnp.float32), _half(s), every)
-            found = codes.extremes(codes.pack(code))
+            (found,), _ = codes.extremes([codes.pack(code)], jnp.zeros([], jnp.uint32))
             return jnp.tile(codes.coming_window(found, every, 1e-3), 2)
 
         return jnp.stack([window(s) for s in nus])
@@ -317,8 +319,8 @@ class Int8(Storage):
         return mu.astype(wide), tuple(s.astype(jnp.finfo(wide).dtype) for s in sizes)
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
-        extremes = jnp.stack([codes.extremes(x) for x in (kept.mu, *map(codes.pack, _bytes(kept.nus[1:])))])
-        bits = moving._replace(turn=_after(moving.turn, extremes)).draws(1 + len(kept.nus))
+        extremes, turn = codes.extremes([kept.mu, *map(codes.pack, _bytes(kept.nus[1:]))], moving.turn)
+        bits = moving._replace(turn=turn).draws(1 + len(kept.nus))
         exact, windows, limits = (m, moving.advance(moving.g)), [w[2:] for w in kept.windows], moving.limits
         packed, *more = self._written(*exact, bits, windows, limits.ratios)
         nus = kept.nus[0], *more
@@ -401,12 +403,3 @@ def _half(x: jax.Array) -> jax.Array:
 def _bytes(nus: Nus) -> list[jax.Array]:
     """The codes of AMSGrad's second root."""
     return [nu.astype(jnp.int32) + 128 for nu in nus]
-
-
-def _after(turn: jax.Array, extremes: jax.Array) -> jax.Array:
-    """The same turn; on CPU known only when the extremes are, so that XLA writes the codes, then read, in place."""
-
-    def hidden(turn: jax.Array, extremes: jax.Array) -> jax.Array:
-        return turn + jnp.minimum(extremes[0, 0], 0).astype(turn.dtype)
-
-    return jax.lax.platform_dependent(turn, extremes, cpu=hidden, default=lambda turn, _: turn)

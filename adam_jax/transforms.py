@@ -69,7 +69,7 @@ class _Scalars(NamedTuple):
 
     moved: ArrayLike  # how far the first moment moves
     v: Tick  # the second moment's clock
-    keeps: ArrayLike | None  # what a step without a gradient would leave of the first moment, for Nadam's look-ahead
+    keeps: Any  # what a step without a gradient would leave of the first moment, for Nadam's look-ahead
     eps: ArrayLike
 
 
@@ -144,7 +144,7 @@ def scale_by_norm(
         if choice.narrow:  # where nothing is kept, there are no windows
             codes = codes._replace(windows=jnp.where(empty, 0, codes.windows))
         leaves = _of_leaves(choice, mu, nus, codes, jnp.asarray(count))
-        extremes: dict[int, jax.Array] = {}
+        extremes: dict[int, Any] = {}
 
         def step(at: trees.At, g: ArrayLike | None, *kept: jax.Array) -> tuple[Any, ...]:
             how, stream, windows = leaves[at.number]
@@ -228,14 +228,14 @@ def _as_data(streams: list[jax.Array], windows: Any, count: jax.Array) -> list[A
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _leaf_step(
-    how: Storage, ahead: Ahead, norm: Norm, g: jax.Array, kept: Kept, k: _Scalars, limits: Limits | None, empty: jax.Array,
+    how: Storage, ahead: Ahead, norm: Norm, g: jax.Array, kept: Kept, k: _Scalars, limited: Limits | None, empty: jax.Array,
     turn: jax.Array, stream: jax.Array,
 ) -> tuple[jax.Array, Kept]:  # fmt: skip
     """Algorithm 1 on one leaf. Jitted, so that leaves of one shape are traced once; what differs between them is data."""
     # jnp's functions are jitted each by itself, and would be traced once a shape; loops in codes of one's own stay loops
     with contextlib.nullcontext() if how.is_own else jax.disable_jit():
-        wide = moments.accumulator_dtype(g.dtype, kept.mu.dtype)
-        norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits or Limits()))
+        wide, limits = moments.accumulator_dtype(g.dtype, kept.mu.dtype), limited or Limits()
+        norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
         gradient = moments.saturate(g.astype(wide), norm.squares)
         kept = straight_through.opened(kept)._replace(windows=[tuple(w) for w in kept.windows]) if how.rounds else kept
         m, nus = how.load(kept, wide, limits.ratios_before, empty=empty)
