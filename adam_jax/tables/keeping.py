@@ -217,4 +217,4 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _floats(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 and _is_narrow(dtype) else x
+    return jax.lax.bitcast_convert_type(x, dtype) if _is_narrow(dtype) else x
