@@ -177,7 +177,7 @@ class Keeping:
 
     def _limits(self) -> Limits:
         bound = jnp.minimum(self.largest_ratio(), norms.UNBOUNDED)
-        return Limits(bound, bound, codes.ratios(bound), codes.ratios(bound))
+        return Limits(bound, ratios_before=codes.ratios(bound), ratios=codes.ratios(bound))
 
 
 def on_any_mesh(
