@@ -187,9 +187,7 @@ def test_errors_say_what_is_wrong():
         adam_jax.master_params(optax.adam(1.0).init(narrow), narrow)
     with pytest.raises(ValueError, match=r"masters must be float32 of shape \(2,\) at \['w'\], got bfloat16"):
         adam_jax.set_master_params(tx.init(narrow), narrow)
-    with pytest.raises(
-        ValueError, match=r"must be float32 of shape \(2,\) at \['w'\], got float32 of shape \(1, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"must be float32 of shape \(2,\) at \['w'\], got float32 of shape \(1, 2\)"):
         adam_jax.set_master_params(tx.init(narrow), {"w": jnp.ones((1, 2))})
 
 
