@@ -88,10 +88,10 @@ class Codes(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What bounds the first moment, in units of the size: scalars."""
+    """What bounds the first moment and the gradient, in units of the size: scalars."""
 
     mu: ArrayLike = jnp.inf  # as it is kept
-    ahead: ArrayLike = jnp.inf  # with Nadam's look-ahead
+    gradient: ArrayLike = jnp.inf  # which Nadam's look-ahead adds to it
     ratios_before: ArrayLike = codes.MOST_RATIOS  # codes an octave of the int8 ratios that the state holds
     ratios: ArrayLike = codes.MOST_RATIOS  # and of those that are written
 
@@ -257,9 +257,9 @@ class Storage:
             new.append((code.encode(x.astype(jnp.float32), _half(x)) if code else x).astype(old.dtype))
         return Kept(new[0], tuple(new[1:]), jnp.zeros((len(nus), 4), jnp.int32))
 
-    def bounded(self, m: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
-        """A first moment no larger than it can be for its size, which only rounding may have passed."""
-        return straight_through.straight(m, moments.within(m, size, limit))[0] if self.narrow else m
+    def bounded(self, g: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
+        """A gradient no larger than it can be for the size as it is kept, which is too small beyond a window of codes."""
+        return straight_through.straight(g, moments.within(g, size, limit))[0] if self.narrow else g
 
     def _code(self, moment: int) -> Code | None:
         """Of the first moment (0) or of a second one."""

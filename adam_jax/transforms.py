@@ -139,7 +139,7 @@ def scale_by_norm(
         m, v, keeps = _ticks(norm, b1, b2, state, correct_mu=correct_mu, correct_nu=correct_nu)
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
         k = _Scalars(m.moved, v, keeps if nesterov else None, jnp.asarray(eps, jnp.result_type(m.weight)) * scale)
-        limits = _limits(norm, codes, m, v, keeps, count) if choice.narrow else None
+        limits = _limits(norm, codes, m, v, count) if choice.narrow else None
         empty, turn = jnp.asarray(count) <= 0, rounding.turn(count)
         if choice.narrow:  # where nothing is kept, there are no windows
             codes = codes._replace(windows=jnp.where(empty, 0, codes.windows))
@@ -242,7 +242,7 @@ def _leaf_step(
         m = norm.average(m, gradient, k.moved)
         moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, turn, limits)
         kept, m, new = how.save(kept, m, moving)  # the step is that of the moments as they are kept
-        m = ahead(m, gradient, k, functools.partial(how.bounded, size=new[0], limit=limits.ahead))
+        m = ahead(m, gradient, k, functools.partial(how.bounded, size=new[0], limit=limits.gradient))
         return moments.direction(m, norm.size(new, k.v), k.eps).astype(g.dtype), kept
 
 
@@ -252,19 +252,18 @@ def _as_it_is(m: jax.Array, *_: Any) -> jax.Array:
 
 def _look_ahead(m: jax.Array, g: jax.Array, k: _Scalars, bounded: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """The first moment with the next step's momentum, b1_{t+1} (Dozat 2016, Algorithm 2)."""
-    return bounded(moments.lookahead(m, g, k.moved, k.keeps))
+    return moments.lookahead(m, bounded(g), k.moved, k.keeps)
 
 
-def _limits(norm: Norm, held: Codes, m: Tick, v: Tick, keeps: jax.Array, count: jax.Array) -> Limits:
-    """What bounds the first moment after a step, whatever the gradients and the decays were, and the codes for it."""
+def _limits(norm: Norm, held: Codes, m: Tick, v: Tick, count: jax.Array) -> Limits:
+    """What bounds the first moment after a step and its gradient, whatever came before, and the codes of the moment."""
     cast = functools.partial(_cast, jnp.result_type(m.weight))
     norm, before = jax.tree.map(cast, norm), jnp.where(count <= 0, 0.0, cast(held.bound))
     constant = norm.largest_ratio(m.rate, v.rate)
     bound = norm.next_ratio(before, m.moved, v)
     bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant))
-    spike = clock.corrected_rate(1.0, norm.shares(v)[1])
-    ahead, bound = keeps * bound + m.moved * spike, bound.astype(held.bound.dtype)
-    return jax.lax.stop_gradient(Limits(bound, ahead, codes.ratios(held.bound), codes.ratios(bound)))
+    spike, bound = clock.corrected_rate(1.0, norm.shares(v)[1]), bound.astype(held.bound.dtype)
+    return jax.lax.stop_gradient(Limits(bound, spike, codes.ratios(held.bound), codes.ratios(bound)))
 
 
 def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:

@@ -145,3 +145,17 @@ def test_inside_in_float32_it_is_the_average_of_the_float32_weights(residual: in
         np.testing.assert_array_equal(average, exact)
     else:  # right on average: weights are 2^-8 or 2^-16 apart
         np.testing.assert_allclose(average.mean(), exact.mean(), atol=2e-4 if residual == 0 else 1e-6)
+
+
+def test_until_a_schedule_of_decays_falls_from_one_the_average_is_the_params():
+    params, tx = jnp.full(1, 3.0), adam_jax.average_params(lambda count: jnp.where(count < 1, 1.0, 0.5))
+    _, state = tx.update(jnp.ones(1), tx.init(params), params)
+    np.testing.assert_array_equal(adam_jax.averaged_params(state, params), params)
+    _, state = tx.update(jnp.ones(1), state, params)
+    np.testing.assert_array_equal(adam_jax.averaged_params(state, params), 4.0)
+
+
+def test_where_nothing_moves_no_params_are_needed():
+    tx = adam_jax.average_params()
+    updates, _ = tx.update({"a": None}, tx.init({"a": None}))
+    assert updates == {"a": None}

@@ -136,3 +136,8 @@ def test_a_weight_decay_below_half_a_unit_of_float32_acts_over_many_skipped_step
     after = _catch_up(settings, rows, 1 + skip, ledger).now
     shrunk = np.log(np.asarray(after, np.float64) / np.asarray(values)).mean()
     assert abs(shrunk / log_keep - 1) < 1e-3  # of single factors 1.19 at 1e-7, and none at 2.5e-8
+
+
+@pytest.mark.parametrize("rate", [1.0, 2.0])
+def test_a_weight_decay_that_takes_all_of_a_weight_leaves_nothing_and_no_nan(rate):
+    assert -np.inf < catching_up.log_decay(rate, 1.0, jnp.float32) < np.log(2e-6)

@@ -187,6 +187,15 @@ def test_errors_say_what_is_wrong():
         adam_jax.master_params(optax.adam(1.0).init(narrow), narrow)
     with pytest.raises(ValueError, match=r"masters must be float32 of shape \(2,\) at \['w'\], got bfloat16"):
         adam_jax.set_master_params(tx.init(narrow), narrow)
+    with pytest.raises(ValueError, match=r"must be float32 of shape \(2,\) at \['w'\], got float32 of shape \(1, 2\)"):
+        adam_jax.set_master_params(tx.init(narrow), {"w": jnp.ones((1, 2))})
+
+
+def test_weights_that_a_mask_leaves_out_are_their_own_masters():
+    params = {"w": jnp.ones(2, jnp.bfloat16), "v": jnp.ones(2, jnp.bfloat16)}
+    state = optax.masked(adam_jax.in_float32(as_they_are, 16), {"w": True, "v": False}).init(params)
+    masters = adam_jax.master_params(state, params)
+    assert (masters["w"].dtype, masters["v"].dtype) == (jnp.float32, jnp.bfloat16)
 
 
 @pytest.mark.parametrize("residual", RESIDUALS)

@@ -89,6 +89,15 @@ def test_flushing_again_and_gathering_round_nothing():
     np.testing.assert_array_equal(rows, first[0])
 
 
+def test_the_step_of_rows_is_that_of_the_moments_as_they_are_kept():
+    tx = tables.row_adam(1.0, mode="lazy", eps=0.0, storage="bfloat16")
+    table, g = jnp.zeros((1, 256)), jax.random.normal(jax.random.key(0), (1, 256))
+    table, state = jax.jit(tx.update)(table, tx.init(table), jnp.array([0]), g)
+    mu, root = (np.asarray(jax.lax.bitcast_convert_type(x, jnp.bfloat16), np.float32) for x in (state.mu, state.nu))
+    assert np.any(np.abs(mu) != root)  # or the step is 1 whatever it is made from
+    np.testing.assert_allclose(table, -mu / root, rtol=1e-6)
+
+
 def test_draws_are_those_of_the_element_the_seed_and_the_count():
     table, g = jnp.ones((16, 64), jnp.bfloat16), jnp.ones((16, 64))
 

@@ -115,6 +115,16 @@ def test_narrow_moments_of_rows_lead_where_float32_leads(mode, storage, limit, s
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) <= size * table.size
 
 
+@pytest.mark.parametrize("mode", ["exact", "lazy"])
+def test_gathered_rows_of_float32_are_brought_up_to_date_in_the_table(mode):
+    tx = tables.row_adam(0.1, mode=mode)
+    table = jnp.zeros((2, 1))
+    table, state = jax.jit(tx.update)(table, tx.init(table), jnp.array([0]), jnp.ones((1, 1)))
+    rows, after, state = jax.jit(tx.gather)(table, state._replace(count=jnp.int32(5)), jnp.array([0]))
+    np.testing.assert_array_equal(after[0], rows[0])
+    assert int(state.row_count[0]) == (5 if mode == "exact" else 1)
+
+
 def test_gathering_rows_with_narrow_moments_rounds_nothing():
     table, ids, gradients = _zipf(5)
     tx = tables.row_adam(1.0, storage="bfloat16")
@@ -188,6 +198,12 @@ def test_ids_outside_the_table_touch_nothing(dtype):
     np.testing.assert_array_equal(rows, 0)
     np.testing.assert_array_equal(after, full)
     np.testing.assert_array_equal(state.row_count, 0)
+
+
+def test_ids_of_8_bits_name_rows_of_a_table_that_is_taller_than_they_reach():
+    table, _ = _one_update(jnp.array([127, -1], jnp.int8), jnp.ones((2, 1)), height=300)
+    np.testing.assert_allclose(table[127], -1)
+    assert np.count_nonzero(table) == 1
 
 
 def test_ids_outside_the_table_are_errors_under_checkify():
@@ -506,3 +522,9 @@ def test_tables_ids_and_gradients_that_do_not_fit_are_refused():
         tx.update(table, state, jnp.array([True]), jnp.ones((1, 2)))
     with pytest.raises(ValueError, match=r"row_grads must be real, of shape \(3, 2\), got float32\[3\]"):
         tx.update(table, state, jnp.arange(3), jnp.ones(3))
+    with pytest.raises(ValueError, match=r"row_grads must be real, of shape \(3, 2\), got int32\[3, 2\]"):
+        tx.update(table, state, jnp.arange(3), jnp.ones((3, 2), jnp.int32))
+    with pytest.raises(TypeError, match="ids must be integers, got float32"):
+        tx.clear(table, state, jnp.array([1.0]))
+    with pytest.raises(ValueError, match=r"table must be real, .* at least 16 bits a number, got int32\[4, 2\]"):
+        tx.flush(table.astype(jnp.int32), state)

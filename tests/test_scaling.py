@@ -78,6 +78,21 @@ def test_a_schedule_steps_as_the_number_that_it_says():
             np.testing.assert_array_equal(updates, -rate)  # uphill where it is negative
 
 
+def test_a_schedule_of_weight_decay_begins_at_a_count_of_zero():
+    tx, p = adam_jax.add_decayed_weights(lambda count: 0.5 * count), jnp.ones(1)
+    state, found = tx.init(p), []
+    for _ in range(3):
+        u, state = tx.update(jnp.zeros(1), state, p)
+        found.append(float(u[0]))
+    assert found == [0.0, 0.5, 1.0]
+
+
+def test_weight_decay_of_bfloat16_updates_is_rounded_once():
+    u = jnp.ones(1, jnp.bfloat16)
+    updates, _ = adam_jax.add_decayed_weights(31 / 97).update(u, optax.EmptyState(), 22 * u)
+    assert (updates.dtype, float(updates[0])) == (jnp.bfloat16, 8.0)  # 8.03; in bfloat16 all through 8.0625
+
+
 def test_leaves_that_are_not_trained_pass_and_no_weight_decays_unless_asked():
     updates = {"w": jnp.ones(1), "steps": jnp.array([3])}
     halved = _once(adam_jax.scale_by_learning_rate(0.5), updates)

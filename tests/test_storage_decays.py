@@ -1,5 +1,6 @@
 """Narrow moments beside float32 ones where the defaults end: other decays, schedules, rare gradients, very long runs."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -171,3 +172,28 @@ def test_rounding_goes_on_at_the_end_of_int32(how):
         return jnp.sqrt(jnp.mean(updates[-1000:] ** 2))
 
     assert float(size(jnp.int32(2**31 - 60))) == pytest.approx(float(size(jnp.int32(10**6))), rel=0.02)
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.999), (0.98, 0.95)])
+def test_codes_stay_the_same_at_constant_decays_and_are_finite_where_ratios_have_no_bound(b1, b2):
+    tx = adam_jax.scale_by_adam(b1, b2, **NARROW["int8"])
+    state, bounds = tx.init(jnp.zeros(4)), []
+    for _ in range(3):
+        _, state = jax.jit(tx.update)(jnp.ones(4), state)
+        bounds.append(float(state.codes.bound))
+    if b1**2 < b2:
+        assert set(bounds) == {float(norms.Root().largest_ratio(1 - b1, 1 - b2))}
+    else:
+        assert 1.0 == bounds[0] < bounds[1] < bounds[2] < 1.001
+    _, state = jax.jit(tx.update)(jnp.ones(4), state._replace(count=jnp.int32(0)))
+    assert float(state.codes.bound) == bounds[0]  # a restart forgets what was possible before
+
+
+@every_storage
+@pytest.mark.parametrize("times", [10.0, 1e4])
+def test_the_step_of_nadam_at_a_sudden_gradient_is_that_of_float32(how, times):
+    def gradient(t):
+        return jnp.full(64, jnp.where(t == 300, times, 1.0))
+
+    got, want = _both(functools.partial(adam_jax.scale_by_adam, nesterov=True), how, gradient, 301, since=300)
+    np.testing.assert_allclose(got[0].mean(), want[0].mean(), rtol=0.03)  # with 1e4 int8 was at 2.7 times of it

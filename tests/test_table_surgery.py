@@ -110,7 +110,7 @@ def test_a_state_whose_count_is_set_to_zero_is_empty(storage, mode):
     tx, step = _tx(storage, mode)
     table = jnp.ones((HEIGHT, WIDTH))
     table, state = tx.flush(*_run(step, (table, tx.init(table)), _batches(2)))
-    again = optax.tree_utils.tree_set(state, count=0)
+    again = optax.tree_utils.tree_set(state, count=0, mu=jnp.full_like(state.mu, 30_000), nu=jnp.full_like(state.nu, 30_000))
     # rows of the first run that come late, after more updates than it had, are no more than others
     late = jnp.concatenate([jnp.zeros((80, 4), jnp.int32), _batches(3)[0]]), jnp.ones((140, 4, WIDTH))
     got, want = (tx.flush(*_run(step, (table, s), late)) for s in (again, tx.init(table)))

@@ -177,7 +177,7 @@ class Keeping:
 
     def _limits(self) -> Limits:
         bound = jnp.minimum(self.largest_ratio(), norms.UNBOUNDED)
-        return Limits(bound, bound, codes.ratios(bound), codes.ratios(bound))
+        return Limits(bound, ratios_before=codes.ratios(bound), ratios=codes.ratios(bound))
 
 
 def on_any_mesh(
@@ -217,4 +217,4 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _floats(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 and _is_narrow(dtype) else x
+    return jax.lax.bitcast_convert_type(x, dtype) if _is_narrow(dtype) else x

@@ -131,7 +131,7 @@ def row_adam(
         ['-0.167', '-0.074', '0.000']
     """
     choice = _checked_settings(learning_rate, b1, b2, eps, mode, weight_decay, storage, residual, seed)
-    how, exact = dataclasses.replace(choice.of(At(())), smallest=0), mode == "exact"
+    how, exact = choice.of(At(())), mode == "exact"
     norm = norms.Root(coarse=how.narrow) if choice.rooted else norms.Square()
     form = (Exact if exact else Lazy)(norm.form(choice.codes()))
     settings = Settings(learning_rate, b1, b2, eps, weight_decay, norm)

@@ -79,9 +79,7 @@ def grow(tx: RowAdam, table: jax.Array, state: RowAdamState, rows: ArrayLike) ->
     new = tx.init(more)
     if isinstance(state.form, Exact):  # dense Adam has seen them at every step, with a gradient of zero
         new = new._replace(count=state.count, row_count=jnp.full_like(new.row_count, state.count), log_keep=state.log_keep)
-        if state.log_keep is not None and new.row_log_keep is not None:
-            new = new._replace(row_log_keep=jnp.broadcast_to(state.log_keep, new.row_log_keep.shape))
-        _, new = tx.clear(more, new, jnp.arange(len(more)))  # written as zeros, in any code
+        _, new = tx.clear(more, new, jnp.arange(len(more)))  # written as zeros, in any code, and charged from now on
     new = new._replace(residual=low)
     return jnp.concatenate([table, more]), _by_row(lambda a, b: jnp.concatenate([a, b]), state, new)
 
