@@ -157,18 +157,20 @@ def extremes(packed: Sequence[jax.Array], turn: jax.Array) -> tuple[list[tuple[j
     one, both = np.uint8(1), lambda a, b: (lax.max(a[0], b[0]), lax.min(a[1], b[1]))
 
     def pairs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        code = lax.shift_right_logical(lax.bitcast_convert_type(x, jnp.uint16), np.uint16(7)).astype(jnp.uint8)
+        code = lax.shift_right_logical(lax.bitcast_convert_type(x, jnp.uint16), np.uint16(7))
+        code = lax.convert_element_type(code, jnp.uint8)
         # zero and NaN, 0 and 255, are among the lowest of the former and the highest of the latter
         pair = lax.add(code, one), lax.sub(code, one)
-        found = lax.reduce(pair, (np.uint8(0), np.uint8(255)), both, tuple(range(x.ndim)))
+        found = lax.reduce(pair, (one, np.uint8(254)), both, tuple(range(x.ndim)))
         top, bottom = (lax.convert_element_type(y, jnp.int32) for y in found)
-        return jnp.maximum(top, 1) - 1, jnp.minimum(bottom + 1, 255)
+        return lax.sub(top, np.int32(1)), lax.add(bottom, np.int32(1))
 
     def apart(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        size = jnp.abs(x.astype(jnp.float32))
-        size = where(size != size, 0.0, size)
-        positive = where(size == 0, jnp.inf, size)
-        return _pattern(jnp.max(size, initial=0.0)) >> 23, _pattern(jnp.min(positive, initial=jnp.inf)) >> 23
+        size, axes = lax.abs(lax.convert_element_type(x, jnp.float32)), tuple(range(x.ndim))
+        positive = where(lax.gt(size, np.float32(0)), size, jnp.inf)
+        top = lax.reduce(where(lax.lt(size, np.float32(jnp.inf)), size, 0.0), np.float32(0), lax.max, axes)
+        bottom = lax.reduce(positive, np.float32(jnp.inf), lax.min, axes)
+        return _right(_pattern(top), 23), _right(_pattern(bottom), 23)
 
     def on_cpu(turn: jax.Array, *packed: jax.Array) -> tuple[list, jax.Array]:
         found = [pairs(x) for x in packed]

@@ -120,7 +120,7 @@ def squared(g: jax.Array) -> jax.Array:
 def magnitude(g: jax.Array) -> jax.Array:
     """|g| as a real array, with derivative zero at zero."""
     if not jnp.iscomplexobj(g):
-        return jnp.maximum(g, -g)  # at a tie JAX takes the mean of both derivatives
+        return jax.lax.max(g, jax.lax.neg(g))  # at a tie JAX takes the mean of both derivatives
     return where(g == 0, 0.0, jnp.abs(g))
 
 
@@ -231,5 +231,6 @@ def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     unsigned = np.dtype(f"uint{info.bits}").type
     exponent = unsigned(((1 << info.nexp) - 1) << info.nmant)
     both = exponent - unsigned(1 << info.nmant)  # what the exponents of x and 1 / x add up to
-    power = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), unsigned) & exponent
-    return jax.lax.bitcast_convert_type(power, x.dtype), jax.lax.bitcast_convert_type(both - power, x.dtype)
+    power = jax.lax.bitwise_and(jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), unsigned), exponent)
+    inverse = jax.lax.sub(both, power)
+    return jax.lax.bitcast_convert_type(power, x.dtype), jax.lax.bitcast_convert_type(inverse, x.dtype)
