@@ -160,9 +160,9 @@ def extremes(packed: Sequence[jax.Array], turn: jax.Array) -> tuple[list[tuple[j
         code = lax.shift_right_logical(lax.bitcast_convert_type(x, jnp.uint16), np.uint16(7)).astype(jnp.uint8)
         # zero and NaN, 0 and 255, are among the lowest of the former and the highest of the latter
         pair = lax.add(code, one), lax.sub(code, one)
-        found = lax.reduce(pair, (np.uint8(0), np.uint8(255)), both, tuple(range(x.ndim)))
+        found = lax.reduce(pair, (one, np.uint8(254)), both, tuple(range(x.ndim)))
         top, bottom = (lax.convert_element_type(y, jnp.int32) for y in found)
-        return jnp.maximum(top, 1) - 1, jnp.minimum(bottom + 1, 255)
+        return top - 1, bottom + 1
 
     def apart(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         size = jnp.abs(x.astype(jnp.float32))

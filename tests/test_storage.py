@@ -85,6 +85,9 @@ def test_every_root_is_encoded_as_itself(window):
         np.testing.assert_array_equal(
             codes.encode_root(codes.decode_root(code, w), jnp.full(253, bits, jnp.uint32), w), code
         )
+        lowest = codes.decode_root(jnp.int32(1), w)
+        below = jnp.array([lowest, lowest / 2, jnp.nan])[0 if window[0] else 2 :]  # all octaves begin with zero
+        np.testing.assert_array_equal(codes.encode_root(below, jnp.full(below.shape, bits, jnp.uint32), w), 1)
 
 
 def test_one_number_holds_both_codes_and_nan():
@@ -649,9 +652,10 @@ def test_a_count_of_zero_restarts_whatever_the_rest_of_the_state_holds(how):
     for tx in (
         adam_jax.scale_by_adam(**how),
         adam_jax.scale_by_amsgrad(**how),
+        adam_jax.scale_by_adamax(**how),
         adam_jax.scale_by_adam(nesterov=True, **how),
     ):
-        _, state = _train(tx, 1e6 * gradients[:6])
+        _, state = _train(tx, 1e6 * gradients[:6].at[5, 7].set(jnp.nan))
         state = optax.tree_utils.tree_set(state, count=0)
         fresh, update = tx.init(gradients[0]), jax.jit(tx.update)
         for g in gradients[6:]:
