@@ -130,6 +130,58 @@ def test_given_moments_are_rounded_to_nearest():
         np.testing.assert_array_equal(got, x.astype(jnp.bfloat16))
 
 
+def _given(how: storage.Storage) -> tuple[storage.Kept, jax.Array, storage.Nus]:
+    """Moments of AMSGrad, rounded to nearest, and what they are: of both signs, the second maximum far above the first."""
+    s = jnp.linspace(1.0, 1.9, N)
+    m, nus = jnp.linspace(-7.0, 7.0, N) * s, (s, 1e6 * s)
+    return how.nearest(storage.Kept(*_empty(how), windows=()), m, nus, codes.MOST_RATIOS), m, nus
+
+
+def _empty(how: storage.Storage) -> tuple[jax.Array, storage.Nus]:
+    mu, *nus = (how.empty(jnp.zeros(N), jnp.float32, moment) for moment in range(3))
+    return mu, tuple(nus)
+
+
+def test_given_moments_are_rounded_to_the_nearest_codes_of_eight_bits():
+    kept, m, nus = _given(storage.int8())
+    assert [x.dtype for x in (kept.mu, *kept.nus)] == [jnp.bfloat16, bool, jnp.int8]
+    got, roots = storage.int8().load(kept, jnp.float32, codes.MOST_RATIOS)
+    for root, s in zip(roots, nus, strict=True):
+        np.testing.assert_allclose(root, s, rtol=2**-6)  # half of the distance of two codes, 32 to an octave
+    np.testing.assert_allclose(got / roots[0], m / nus[0], rtol=0.5 / 13, atol=0.5 / 13 * codes.OFFSET)
+
+
+@pytest.mark.parametrize("how", [storage.Storage(), storage.bfloat16(), storage.int8()], ids=["exact", "bfloat16", "int8"])
+def test_what_counts_as_empty_is_loaded_as_zero_and_all_else_as_it_is(how):
+    kept, *_ = _given(how)
+    kept = kept._replace(mu=kept.mu.at[0].set(jnp.nan))
+    plain = jax.tree.leaves(how.load(kept, jnp.float32, codes.MOST_RATIOS))
+    for empty in (True, False):
+        loaded = how.load(kept, jnp.float32, codes.MOST_RATIOS, empty=jnp.array(empty))
+        emptied = how.load(how.emptied(kept, empty), jnp.float32, codes.MOST_RATIOS)
+        for x, y, z in zip(jax.tree.leaves(loaded), jax.tree.leaves(emptied), plain, strict=True):
+            np.testing.assert_array_equal(x, jnp.where(empty, 0.0, z))
+            np.testing.assert_array_equal(y, jnp.where(empty, 0.0, z))
+
+
+def test_windows_move_on_where_codes_were_read_and_stay_where_none_were():
+    before = storage.Codes(
+        jnp.float32(1.0), jnp.arange(16, dtype=jnp.int32).reshape(2, 2, 4) % 4 + jnp.array([100, 3, 110, 3])
+    )
+    read = jnp.array([[90, 20], [200, 100]])
+    after = before.after(2.0, {1: read}, 1e-3, jnp.array(False))
+    assert float(after.bound) == 2.0
+    np.testing.assert_array_equal(after.windows[0], before.windows[0])
+    np.testing.assert_array_equal(after.windows[1, :, :2], before.windows[1, :, 2:])
+    for slot in range(2):
+        coming = codes.coming_window(read[slot], before.windows[1, slot, :2], 1e-3)
+        np.testing.assert_array_equal(after.windows[1, slot, 2:], coming)
+    nothing = before.after(2.0, {1: read}, 1e-3, jnp.array(True))
+    np.testing.assert_array_equal(nothing.windows[1, :, 2:], [codes.EVERY_OCTAVE] * 2)
+    none = storage.first_codes(0, 1)
+    assert none.after(2.0, {}, 1e-3, jnp.array(False)).windows.shape == none.windows.shape
+
+
 def test_a_name_means_the_storage_that_the_docstring_says():
     assert storage.bfloat16() == storage.bfloat16(smallest=0, seed=0)
     assert storage.int8() == storage.int8(smallest=4096, seed=0)
@@ -576,9 +628,14 @@ def test_new_states_hold_zeros_in_whatever_code():
 
 @BOTH
 def test_the_step_is_that_of_the_moments_as_they_are_kept(how):
-    updates, state = _train(adam_jax.scale_by_adam(eps=1e-3, **how), jnp.stack([_noise(t) for t in range(4)]))
+    gradients = jnp.stack([_noise(t) * 0.5**t for t in range(4)])
+    updates, state = _train(adam_jax.scale_by_adam(eps=1e-3, **how), gradients)
     held = surgery.read_moments(state)
     np.testing.assert_allclose(updates[-1], held.mu / (held.nu + 1e-3), rtol=1e-5)
+    updates, state = _train(adam_jax.scale_by_amsgrad(eps=1e-3, max_of="corrected", **how), gradients)
+    held = surgery.read_moments(state)
+    np.testing.assert_allclose(updates[-1], held.mu / (held.nu_max + 1e-3), rtol=1e-5)
+    assert float((held.nu_max > 1.2 * held.nu).mean()) > 0.5  # gradients shrink
 
 
 def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
