@@ -100,7 +100,7 @@ def test_ratios_are_as_fine_as_the_bound_allows():
     for bound, n in zip(bounds, found, strict=True):
         reach = float(codes.decode_ratio(jnp.int32(127), codes.step(n)))
         assert reach >= bound or n == 8
-        assert 0 < int(codes.step(n)) * n - 2**23 <= n  # the least whole number of units that is more than an n-th of an octave
+        assert 0 < int(codes.step(n)) * n - 2**23 <= n  # units: the least that are more than an n-th of an octave
         # one more would not reach, or reach by less than a thousandth
         assert n == 13 or float(codes.decode_ratio(jnp.int32(127), codes.step(n + 1))) < bound * 1.001
     saturated = codes.encode_ratio(jnp.array([8.0, 1e9, jnp.inf]), jnp.zeros(3, jnp.uint32), codes.MOST_RATIOS)

@@ -62,6 +62,15 @@ def test_float64_stays_float64(name: str):
     assert optax.tree_utils.tree_get(state, "mu")["wide"].dtype == jnp.float64
 
 
+@pytest.mark.usefixtures("float64")
+def test_a_state_keeps_its_dtypes_whatever_those_of_gradients_are():
+    for tx, params, gradients in (
+        (adam_jax.scale_by_adam(), jnp.ones(3, jnp.float32), jnp.ones((2, 3), jnp.float64)),
+        (adam_jax.scale_by_adam(mu_dtype=jnp.float32), jnp.ones(3, jnp.float64), jnp.ones((2, 3), jnp.float64)),
+    ):
+        _play(tx, gradients, params)  # a scan refuses a state whose types change
+
+
 @pytest.mark.parametrize("dtype", NARROW[:2])
 def test_the_first_step_of_narrow_gradients_is_right(dtype):
     g = jnp.array([0.0, *np.geomspace(1e-6, 6e4, 50)]).astype(dtype)

@@ -14,6 +14,7 @@ def test_a_constant_is_a_fixed_point_of_every_average_at_every_rate():
     value = jnp.float32(0.1)
     for rate in np.geomspace(1e-7, 1, 40):
         assert moments.average(value, value, rate) == value
+        assert moments.root_second_moment(value, value, rate) == value
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
@@ -76,6 +77,7 @@ def test_values_and_derivatives_at_zero_are_zero():
         found = jax.jit(lambda x, each=of_each_order: [derivative(x) for derivative in each])(jnp.float32(0))
         np.testing.assert_array_equal(found, 0.0)
     assert jax.grad(moments.magnitude)(0j) == 0
+    assert moments.lp_moment(jnp.float32(0), jnp.float32(0), 3.0, 0.1, np.log(0.9)) == 0
 
 
 def test_a_first_moment_is_cut_at_its_bound_on_both_sides():

@@ -123,23 +123,27 @@ def test_rounding_to_eight_bits_is_right_on_average():
         assert float(root.mean()) == pytest.approx(x, rel=1e-4)  # 4096 evenly spread fractions
 
 
-def test_given_moments_are_rounded_to_nearest():
-    x = jnp.linspace(1, 1.05, 40)
-    kept = storage.bfloat16().nearest(storage.Kept(jnp.zeros(40, jnp.bfloat16), (jnp.zeros(40, jnp.bfloat16),)), x, (x,), 13)
-    for got in (kept.mu, *kept.nus):
-        np.testing.assert_array_equal(got, x.astype(jnp.bfloat16))
+ONE_MORE = storage.Code(np.dtype(np.float32), lambda x, _: x + 1.0, lambda kept: kept - 1.0)  # zero is not kept as zero
 
 
 def _given(how: storage.Storage) -> tuple[storage.Kept, jax.Array, storage.Nus]:
     """Moments of AMSGrad, rounded to nearest, and what they are: of both signs, the second maximum far above the first."""
     s = jnp.linspace(1.0, 1.9, N)
-    m, nus = jnp.linspace(-7.0, 7.0, N) * s, (s, 1e6 * s)
+    m, nus = jnp.linspace(-7.0, 7.0, N) * s, (s, 1e3 * s)
     return how.nearest(storage.Kept(*_empty(how), windows=()), m, nus, codes.MOST_RATIOS), m, nus
 
 
 def _empty(how: storage.Storage) -> tuple[jax.Array, storage.Nus]:
     mu, *nus = (how.empty(jnp.zeros(N), jnp.float32, moment) for moment in range(3))
     return mu, tuple(nus)
+
+
+def test_given_moments_are_rounded_to_nearest():
+    for how, half in ((storage.bfloat16(), 2**-8), (storage.Storage(ONE_MORE, ONE_MORE), 1e-6)):
+        kept, m, nus = _given(how)
+        loaded = how.load(kept, jnp.float32, codes.MOST_RATIOS)
+        for got, x in zip(jax.tree.leaves(loaded), (m, *nus), strict=True):
+            np.testing.assert_allclose(got, x, rtol=half, atol=1e-6)
 
 
 def test_given_moments_are_rounded_to_the_nearest_codes_of_eight_bits():
@@ -151,7 +155,11 @@ def test_given_moments_are_rounded_to_the_nearest_codes_of_eight_bits():
     np.testing.assert_allclose(got / roots[0], m / nus[0], rtol=0.5 / 13, atol=0.5 / 13 * codes.OFFSET)
 
 
-@pytest.mark.parametrize("how", [storage.Storage(), storage.bfloat16(), storage.int8()], ids=["exact", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "how",
+    [storage.Storage(), storage.bfloat16(), storage.Storage(ONE_MORE, ONE_MORE), storage.int8()],
+    ids=["exact", "bfloat16", "own", "int8"],
+)
 def test_what_counts_as_empty_is_loaded_as_zero_and_all_else_as_it_is(how):
     kept, *_ = _given(how)
     kept = kept._replace(mu=kept.mu.at[0].set(jnp.nan))
@@ -185,6 +193,7 @@ def test_windows_move_on_where_codes_were_read_and_stay_where_none_were():
 def test_a_name_means_the_storage_that_the_docstring_says():
     assert storage.bfloat16() == storage.bfloat16(smallest=0, seed=0)
     assert storage.int8() == storage.int8(smallest=4096, seed=0)
+    assert storage.Storage() == storage.Storage(None, None, 0, 0, storage.OwnCodes)
     for how in (storage.bfloat16(smallest=7, seed=3), storage.int8(smallest=7, seed=3)):
         assert (how.smallest, how.seed) == (7, 3)
 
@@ -520,6 +529,23 @@ def test_the_moments_of_an_element_are_rounded_by_draws_of_their_own():
     columns = np.stack([np.asarray(draws) for draws in drawn]) / 2**32
     assert np.abs(np.corrcoef(columns) - np.eye(3)).max() < 5 / 2**8  # five standard deviations
     np.testing.assert_array_equal(drawn[0], rounding.draws((1 << 16,), moving.stream, turn))
+    for i, factor in enumerate((0x85EBCA6B, 0x6E7F08B9), 1):  # in every version, so that saved runs go on
+        np.testing.assert_array_equal(drawn[i], drawn[0] * np.uint32(factor))
+
+
+def test_the_codes_of_an_element_are_rounded_by_draws_of_their_own():
+    n, how, one = 1 << 14, storage.int8(), jnp.ones(1 << 14)
+    kept = storage.Kept(how.empty(one, jnp.float32, 0), (how.empty(one, jnp.float32, 1), how.empty(one, jnp.float32, 2)))
+    kept = kept._replace(windows=[(120, 3, 120, 3)] * 2)
+    kept = kept._replace(windows=[tuple(map(jnp.int32, window)) for window in kept.windows])
+    stream, turn, half = rounding.stream(0, "w"), rounding.turn(7), 1 + 1 / 16  # between two codes
+    moving = storage.Moving(lambda _: (half * one, half * one), one, 0.1, stream, turn, storage.Limits())
+    ratio = codes.decode_ratio(jnp.array([80, 81]), codes.step(codes.MOST_RATIOS)).mean()
+    new, _, _ = how.save(kept, ratio * half * one, moving)
+    root, first, _ = codes.unpack(new.mu)
+    drawn = np.stack([np.asarray(x, np.float64) for x in (root, first, new.nus[1])])
+    assert (np.ptp(drawn, axis=1) == 1).all()
+    assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 5 / n**0.5  # five standard deviations
 
 
 # what they take
