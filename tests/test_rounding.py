@@ -309,6 +309,12 @@ def test_nothing_finite_is_rounded_to_infinity_even_with_a_rest(drop):
         assert rounded == np.sign(x) * largest
 
 
+def test_a_rest_counts_in_float16_too():
+    x, bits = rounding.number(jnp.uint32(0x3F801FFF)), jnp.uint32(1 << 18)  # an eighth of what raises it by itself
+    assert rounding.round_to(x, jnp.float16, bits) == 1
+    assert rounding.round_to(x, jnp.float16, bits, jnp.float32(0.75 * 2**-23)) == 1 + 2**-10
+
+
 @pytest.mark.parametrize("drop", [8, 16])
 def test_the_smallest_numbers_are_rounded_to_a_neighbour_even_with_a_rest(drop):
     x = jnp.float32(2.0) ** jnp.arange(-125, -60) * 1.7

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax import checkpoints, codes, rounding, storage, surgery, watch
+from adam_jax import checkpoints, choices, codes, norms, rounding, storage, surgery, watch
 
 N = 4096
 BFLOAT16: dict[str, Any] = {"storage": "bfloat16"}
@@ -688,11 +688,45 @@ def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
         assert watch.watch_adam(storage=kept)(state).overall.step_max == pytest.approx(1.0, rel=1e-2)
 
 
+def test_markers_by_path_are_those_of_trained_leaves_alone():
+    plain = _half(lambda x: x, lambda x: x, AsTheyAre)
+    params = {"a": jnp.arange(3), "b": jnp.ones(3), "c": jnp.ones(3)}
+
+    def choose(path: str) -> Any:
+        return plain if "b" in path else "int8"
+
+    state = adam_jax.scale_by_adam(storage=choose).init(params)
+    assert state.form.codes.own == (AsTheyAre(), ())
+    assert adam_jax.scale_by_adam(storage=lambda _: "int8").init(params).form.codes.own == ()
+    assert not surgery.read_moments(state, storage=choose).nu["b"].any()
+    with pytest.raises(ValueError, match=r"codes of your own, AsTheyAre, at \['b'\], got 'int8'"):
+        surgery.read_moments(state, storage="int8")
+
+
+def test_second_moments_are_roots_beside_narrow_ones_and_where_they_are_asked_for():
+    for how, form, marker in (
+        (None, norms.Squares, ()),
+        ("float32", norms.Squares, ()),
+        (storage.Storage(), norms.Squares, ()),
+        ("root", norms.Roots, ()),
+        ("bfloat16", norms.Roots, storage.Bfloat16Codes()),
+        (storage.Storage(ONE_MORE), norms.Roots, storage.OwnCodes()),
+        (lambda _: "float32", norms.Roots, choices.CodesByPath()),
+    ):
+        found = adam_jax.scale_by_adam(storage=how).init(jnp.ones(2)).form
+        assert (type(found), type(found.codes), found) == (form, type(marker), form(marker))
+
+
 def test_a_leaf_kept_otherwise_is_refused_with_what_it_keeps_and_what_was_asked_for():
     params = {"w": jnp.ones(2)}
     by_path = adam_jax.scale_by_adam(storage=lambda _: "bfloat16").init(params)
     with pytest.raises(ValueError, match=r"got Int8\(.*\), but the state keeps bfloat16 and bfloat16 at \['w'\]"):
         adam_jax.scale_by_adam(storage=lambda _: "int8").update(params, by_path)
+    large = jnp.ones(N)
+    with pytest.raises(ValueError, match=r"but the state keeps float32 and float32 at the root"):
+        adam_jax.scale_by_adam(storage=lambda _: "int8").update(
+            large, adam_jax.scale_by_adam(storage=lambda _: "root").init(large)
+        )
     plain = adam_jax.scale_by_adam().init(params)
     with pytest.raises(ValueError, match=r"mu_dtype must be as it was at init, got .*bfloat16.*keeps float32 and float32"):
         adam_jax.scale_by_adam(mu_dtype=jnp.bfloat16).update(params, plain)
