@@ -146,7 +146,10 @@ def test_complex_leaves_have_real_second_moments_of_the_absolute_value():
 
 def test_complex_moments_take_the_dtype_of_their_parts():
     tx = adam_jax.scale_by_adam(mu_dtype=jnp.float32)
-    assert tx.init(jnp.zeros(2, jnp.complex64)).mu.dtype == jnp.complex64
+    g = jnp.array([3.0 + 4.0j, 0.0])
+    updates, state = tx.update(g, tx.init(g))
+    assert state.mu.dtype == jnp.complex64
+    np.testing.assert_allclose(updates, [0.6 + 0.8j, 0.0], rtol=1e-6)
     with pytest.raises(ValueError, match="mu_dtype"):
         adam_jax.scale_by_adam(mu_dtype=jnp.float16).init({"z": jnp.zeros(2, jnp.complex64)})
 

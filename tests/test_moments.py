@@ -72,12 +72,22 @@ def test_values_and_derivatives_at_zero_are_zero():
         lambda g: moments.magnitude(g * (1 + 2j)),
         lambda g: moments.direction(g * 0, jnp.abs(g), 0.0),
         lambda g: moments.direction(g, g * 0, 0.0),
+        lambda g: moments.root_plus(moments.magnitude(g), 0.0),
+        lambda g: moments.lp_moment(moments.magnitude(g), g, 3.0, 0.1, np.log(0.9)),
     ):
         of_each_order = [function, jax.grad(function), jax.jacfwd(function), jax.hessian(function)]
         found = jax.jit(lambda x, each=of_each_order: [derivative(x) for derivative in each])(jnp.float32(0))
         np.testing.assert_array_equal(found, 0.0)
     assert jax.grad(moments.magnitude)(0j) == 0
-    assert moments.lp_moment(jnp.float32(0), jnp.float32(0), 3.0, 0.1, np.log(0.9)) == 0
+
+
+def test_derivatives_of_roots_and_quotients_are_those_of_calculus_wherever_they_are_numbers():
+    for v in (4.0, 1e-30, 1e30):
+        np.testing.assert_allclose(jax.grad(moments.root)(jnp.float32(v)), 0.5 / np.sqrt(v), rtol=1e-6)
+    for scale in (1.0, 1e-25, 1e25):
+        by_a, by_b = jax.grad(moments.quotient, (0, 1))(jnp.float32(2 * scale), jnp.float32(3 * scale))
+        np.testing.assert_allclose((by_a, by_b), (1 / 3 / scale, -2 / 9 / scale), rtol=1e-6)
+    np.testing.assert_array_equal(jax.grad(moments.quotient, (0, 1))(jnp.float32(2), jnp.float32(jnp.inf)), 0.0)
 
 
 def test_a_first_moment_is_cut_at_its_bound_on_both_sides():

@@ -749,7 +749,10 @@ def test_storages_that_arrays_do_not_tell_must_be_given_to_read_a_state():
         ({"storage": jnp.int8}, "storage must be one of"),
         ({"storage": lambda _: jnp.int32}, "storage must be one of"),
         ({"mu_dtype": jnp.float8_e4m3fn}, "mu_dtype must be float32, float64, bfloat16 or float16"),
+        ({"storage": np.ones(2)}, "storage must be one of"),
         ({"mu_dtype": jnp.int8}, "mu_dtype must be .*: storage= has int8 moments"),
+        ({"mu_dtype": "narrow"}, "mu_dtype must be float32, float64, bfloat16 or float16, got narrow"),
+        ({"mu_dtype": np.float64}, "mu_dtype must be a dtype that JAX is set up for, got float64: enable jax_enable_x64"),
     ],
 )
 def test_what_cannot_hold_a_moment_is_refused(settings, message):
