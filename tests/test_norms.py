@@ -143,6 +143,21 @@ def test_a_bound_without_limit_stays_a_number_and_comes_down_with_the_decays():
     assert float(bound) == pytest.approx(1 / np.sqrt(0.001), rel=1e-4)
 
 
+@pytest.mark.parametrize("eps_root", [None, 0.5])
+def test_sizes_are_those_of_the_paper_and_of_amsgrad_whether_squares_are_kept_or_roots(eps_root):
+    for norm in (norms.Square(eps_root), norms.Root(eps_root), norms.Root(eps_root, coarse=True)):
+        v = weight = largest = largest_hat = 0.0
+        ways = (norm, norms.Largest(norm), norms.Largest(norm, raw=False))
+        kept = [((jnp.float32(0),) * way.slots, jnp.float32(0)) for way in ways]
+        for count, g in enumerate((3.0, -1.0, 0.1, 0.2)):
+            v, weight = 0.9 * v + 0.1 * g * g, 0.9 * weight + 0.1
+            largest, largest_hat = max(largest, v), max(largest_hat, v / weight)
+            for i, (way, square) in enumerate(zip(ways, (v / weight, largest / weight, largest_hat), strict=True)):
+                tick = way.tick(0.1, kept[i][1], count)
+                kept[i] = way.advance(kept[i][0], jnp.float32(g), tick), tick.weight
+                np.testing.assert_allclose(way.size(kept[i][0], tick), np.sqrt(square + (eps_root or 0.0)), rtol=1e-6)
+
+
 def test_one_gradient_may_move_the_norm_of_infinity_all_the_way():
     for norm in (norms.Infinity(), norms.Largest(norms.Infinity())):
         tick = norm.tick(0.001, jnp.float32(0.5), 7)
