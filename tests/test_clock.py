@@ -18,7 +18,7 @@ def test_complement_keeps_the_digits_that_float32_would_lose(decay: float):
     assert clock.complement(decay) == 1 - decay
     traced = jax.jit(clock.complement)(jnp.float32(decay))
     assert traced == 1 - float(np.float32(decay))  # exact for the float32 that arrived
-    narrow = jnp.bfloat16(0.9)
+    narrow = jnp.bfloat16(1 - decay)  # of which one minus it has more digits
     assert clock.complement(narrow) == np.float32(1) - np.float32(narrow)
 
 

@@ -158,6 +158,11 @@ def test_sizes_are_those_of_the_paper_and_of_amsgrad_whether_squares_are_kept_or
                 np.testing.assert_allclose(way.size(kept[i][0], tick), np.sqrt(square + (eps_root or 0.0)), rtol=1e-6)
 
 
+def test_first_moments_beside_roots_move_even_where_a_move_alone_would_be_flushed_to_zero():
+    for norm in (norms.Root(), norms.Power(3.0), norms.Largest(norms.Root())):
+        np.testing.assert_allclose(norm.average(jnp.float32(3e-38), jnp.float32(5e-38), 0.1), 3.2e-38, rtol=1e-6)
+
+
 def test_one_gradient_may_move_the_norm_of_infinity_all_the_way():
     for norm in (norms.Infinity(), norms.Largest(norms.Infinity())):
         tick = norm.tick(0.001, jnp.float32(0.5), 7)
