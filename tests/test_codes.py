@@ -50,6 +50,7 @@ def test_a_finer_window_is_kept_until_the_leaf_no_longer_fits_and_taken_with_an_
         (high - fits + 1, inside, bits),
         (high - fits, inside, bits - 1),
         (high - fits, lower, bits),
+        (high - fits + 1, (inside[0] + 1, bits), bits),
     ):
         assert _coming(high, low, window)[1] == expected
 
