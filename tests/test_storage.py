@@ -533,19 +533,22 @@ def test_the_moments_of_an_element_are_rounded_by_draws_of_their_own():
         np.testing.assert_array_equal(drawn[i], drawn[0] * np.uint32(factor))
 
 
-def test_the_codes_of_an_element_are_rounded_by_draws_of_their_own():
+def test_the_codes_of_an_element_are_rounded_by_draws_of_their_own_and_their_extremes_are_read():
     n, how, one = 1 << 14, storage.int8(), jnp.ones(1 << 14)
     kept = storage.Kept(how.empty(one, jnp.float32, 0), (how.empty(one, jnp.float32, 1), how.empty(one, jnp.float32, 2)))
     kept = kept._replace(windows=[(120, 3, 120, 3)] * 2)
     kept = kept._replace(windows=[tuple(map(jnp.int32, window)) for window in kept.windows])
     stream, turn, half = rounding.stream(0, "w"), rounding.turn(7), 1 + 1 / 16  # between two codes
-    moving = storage.Moving(lambda _: (half * one, half * one), one, 0.1, stream, turn, storage.Limits())
+    moving = storage.Moving(lambda _: (half * one, 2 * half * one), one, 0.1, stream, turn, storage.Limits())
     ratio = codes.decode_ratio(jnp.array([80, 81]), codes.step(codes.MOST_RATIOS)).mean()
     new, _, _ = how.save(kept, ratio * half * one, moving)
     root, first, _ = codes.unpack(new.mu)
     drawn = np.stack([np.asarray(x, np.float64) for x in (root, first, new.nus[1])])
     assert (np.ptp(drawn, axis=1) == 1).all()
     assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 5 / n**0.5  # five standard deviations
+    again, _, _ = how.save(new._replace(windows=kept.windows), one, moving)
+    read = [(x.max(), x.min()) for x in (root, new.nus[1].astype(jnp.int32) + 128)]
+    np.testing.assert_array_equal(again.windows, read)  # the extremes of what is read, of each second moment
 
 
 # what they take
