@@ -17,6 +17,13 @@ def test_a_constant_is_a_fixed_point_of_every_average_at_every_rate():
         assert moments.root_second_moment(value, value, rate) == value
 
 
+def test_arithmetic_is_in_float32_at_least_and_complex_numbers_stay_complex():
+    for dtype, wide in (("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32"), ("complex64", "complex64")):
+        assert moments.widened(jnp.ones(2, dtype)).dtype == wide
+        assert moments.accumulator_dtype(dtype, jnp.bfloat16) == wide
+    assert moments.accumulator_dtype(np.float64) == np.float32  # JAX has no wider one here
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
 def test_saturation_keeps_squares_and_differences_finite_and_shows_what_is_not(dtype):
     largest = jnp.finfo(dtype).max
