@@ -190,6 +190,16 @@ def test_windows_move_on_where_codes_were_read_and_stay_where_none_were():
     assert none.after(2.0, {}, 1e-3, jnp.array(False)).windows.shape == none.windows.shape
 
 
+def test_first_moments_are_cut_at_their_bound_where_rounding_may_have_passed_it_alone():
+    m, size = jnp.array([3.0, -3.0, 1.0]), jnp.ones(3)
+    for how, expected in (
+        (storage.bfloat16(), [2.0, -2.0, 1.0]),
+        (storage.int8(), [2.0, -2.0, 1.0]),
+        (storage.Storage(), m),
+    ):
+        np.testing.assert_array_equal(how.bounded(m, size, 2.0), expected)
+
+
 def test_a_name_means_the_storage_that_the_docstring_says():
     assert storage.bfloat16() == storage.bfloat16(smallest=0, seed=0)
     assert storage.int8() == storage.int8(smallest=4096, seed=0)
