@@ -676,6 +676,8 @@ def test_the_step_is_that_of_the_moments_as_they_are_kept(how):
     held = surgery.read_moments(state)
     np.testing.assert_allclose(updates[-1], held.mu / (held.nu_max + 1e-3), rtol=1e-5)
     assert float((held.nu_max > 1.2 * held.nu).mean()) > 0.5  # gradients shrink
+    again = surgery.write_moments(state, held)
+    assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, state)
 
 
 def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
