@@ -68,7 +68,8 @@ def test_a_state_keeps_its_dtypes_whatever_those_of_gradients_are():
         (adam_jax.scale_by_adam(), jnp.ones(3, jnp.float32), jnp.ones((2, 3), jnp.float64)),
         (adam_jax.scale_by_adam(mu_dtype=jnp.float32), jnp.ones(3, jnp.float64), jnp.ones((2, 3), jnp.float64)),
     ):
-        _play(tx, gradients, params)  # a scan refuses a state whose types change
+        _, state = _play(tx, gradients, params)  # a scan refuses a state whose types change
+        assert state.mu.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("dtype", NARROW[:2])
