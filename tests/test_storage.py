@@ -176,7 +176,7 @@ def test_windows_move_on_where_codes_were_read_and_stay_where_none_were():
     before = storage.Codes(
         jnp.float32(1.0), jnp.arange(16, dtype=jnp.int32).reshape(2, 2, 4) % 4 + jnp.array([100, 3, 110, 3])
     )
-    read = jnp.array([[90, 20], [200, 100]])
+    read = [(jnp.int32(90), jnp.int32(20)), (jnp.int32(200), jnp.int32(100))]
     after = before.after(2.0, {1: read}, 1e-3, jnp.array(False))
     assert float(after.bound) == 2.0
     np.testing.assert_array_equal(after.windows[0], before.windows[0])
