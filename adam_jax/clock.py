@@ -77,7 +77,7 @@ def running_weight(weight: jax.Array, rate: ArrayLike, count: ArrayLike) -> jax.
     spacing = power_of_two(jnp.maximum(weight, info.tiny / info.eps))[0] * info.eps
     golden = (jnp.asarray(count).astype(jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 8
     steps = jnp.floor(rate * (1.0 - weight) / spacing + golden.astype(weight.dtype) * 2.0**-24)
-    dithered = jnp.minimum(weight + spacing * steps.astype(weight.dtype), 1.0)
+    dithered = weight + spacing * steps.astype(weight.dtype)
     nearest = (weight < 0.5) & (steps > 4096)  # off by 1e-4 of a step at most
     return jnp.where(nearest, plain, plain + jax.lax.stop_gradient(dithered - plain))
 

@@ -159,7 +159,7 @@ class Norm:
         old = jnp.minimum((1.0 - moved) * ratio / jnp.maximum(kept, 1e-30), UNBOUNDED)  # kept is zero at b2 = 0
         fresh, q = moved * clock.corrected_rate(1.0, new), _conjugate(self.exponent)
         larger = jnp.maximum(jnp.maximum(old, fresh), 1e-30)
-        return jnp.minimum(larger * ((old / larger) ** q + (fresh / larger) ** q) ** (1.0 / q), UNBOUNDED)
+        return larger * ((old / larger) ** q + (fresh / larger) ** q) ** (1.0 / q)
 
     def largest_ratio(self, b1_rate: ArrayLike, b2_rate: ArrayLike) -> jax.Array:
         """The most that |m| / s can be at constant decays: the fixed point of `next_ratio`, infinite where there is none."""

@@ -157,7 +157,7 @@ def split(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
         1.00781 32776
     """
     whole = jnp.where(jnp.isnan(x), pattern(jnp.float32(jnp.nan)), pattern(x))
-    residual = ((whole & np.uint32(0xFFFF)) >> (16 - bits)).astype(f"uint{bits}")
+    residual = (whole >> (16 - bits)).astype(f"uint{bits}")
     low = residual.astype(jnp.uint32) << (16 - bits)  # the weight from the residual as kept: XLA on TPU writes both at once
     weight = whole - low + ((low >> 15) << 16)
     return lax.bitcast_convert_type((weight >> 16).astype(jnp.uint16), jnp.bfloat16), residual

@@ -148,7 +148,7 @@ def test_inside_in_float32_it_is_the_average_of_the_float32_weights(residual: in
 
 
 def test_until_a_schedule_of_decays_falls_from_one_the_average_is_the_params():
-    params, tx = jnp.full(1, 3.0), adam_jax.average_params(lambda count: jnp.where(count < 1, 1.0, 0.5))
+    params, tx = jnp.full(1, 3.0), adam_jax.average_params(lambda count: jnp.where(jnp.asarray(count) < 1, 1.0, 0.5))
     _, state = tx.update(jnp.ones(1), tx.init(params), params)
     np.testing.assert_array_equal(adam_jax.averaged_params(state, params), params)
     _, state = tx.update(jnp.ones(1), state, params)

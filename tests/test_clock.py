@@ -18,6 +18,8 @@ def test_complement_keeps_the_digits_that_float32_would_lose(decay: float):
     assert clock.complement(decay) == 1 - decay
     traced = jax.jit(clock.complement)(jnp.float32(decay))
     assert traced == 1 - float(np.float32(decay))  # exact for the float32 that arrived
+    narrow = jnp.bfloat16(1 - decay)  # of which one minus it has more digits
+    assert clock.complement(narrow) == np.float32(1) - np.float32(narrow)
 
 
 def test_the_first_corrected_rate_is_exactly_one():
@@ -30,6 +32,7 @@ def test_nothing_weighed_has_a_rate_of_zero_and_not_an_infinite_one():
     for weight in (0.0, jnp.float32(0)):
         assert clock.corrected_rate(0.1, weight) == 0
     assert jax.grad(lambda rate: clock.corrected_rate(rate, jnp.float32(0)))(0.1) == 0
+    assert clock.running_weight(jnp.float32(0), 0.0, 3) == 0
 
 
 def test_the_corrected_average_is_the_raw_one_over_its_weight():
@@ -52,7 +55,7 @@ def test_a_count_of_zero_starts_anew_whatever_the_weight():
 
 def test_a_schedule_is_asked_at_one_count_or_at_each_of_several():
     assert clock.at(lambda count: count / 2, 3) == 1.5
-    np.testing.assert_array_equal(clock.at(lambda count: jnp.where(count > 3, 1.0, 0.0), [2, 4]), [0, 1])
+    np.testing.assert_array_equal(clock.at(lambda count: jax.lax.cond(count > 3, lambda: 1.0, lambda: 0.0), [2, 4]), [0, 1])
     assert clock.at(0.25, 3) == 0.25
 
 

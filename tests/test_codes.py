@@ -50,6 +50,7 @@ def test_a_finer_window_is_kept_until_the_leaf_no_longer_fits_and_taken_with_an_
         (high - fits + 1, inside, bits),
         (high - fits, inside, bits - 1),
         (high - fits, lower, bits),
+        (high - fits + 1, (inside[0] + 1, bits), bits),
     ):
         assert _coming(high, low, window)[1] == expected
 
@@ -100,6 +101,7 @@ def test_ratios_are_as_fine_as_the_bound_allows():
     for bound, n in zip(bounds, found, strict=True):
         reach = float(codes.decode_ratio(jnp.int32(127), codes.step(n)))
         assert reach >= bound or n == 8
+        assert 0 < int(codes.step(n)) * n - 2**23 <= n  # units: the least that are more than an n-th of an octave
         # one more would not reach, or reach by less than a thousandth
         assert n == 13 or float(codes.decode_ratio(jnp.int32(127), codes.step(n + 1))) < bound * 1.001
     saturated = codes.encode_ratio(jnp.array([8.0, 1e9, jnp.inf]), jnp.zeros(3, jnp.uint32), codes.MOST_RATIOS)

@@ -62,6 +62,16 @@ def test_float64_stays_float64(name: str):
     assert optax.tree_utils.tree_get(state, "mu")["wide"].dtype == jnp.float64
 
 
+@pytest.mark.usefixtures("float64")
+def test_a_state_keeps_its_dtypes_whatever_those_of_gradients_are():
+    for tx, params, gradients in (
+        (adam_jax.scale_by_adam(), jnp.ones(3, jnp.float32), jnp.ones((2, 3), jnp.float64)),
+        (adam_jax.scale_by_adam(mu_dtype=jnp.float32), jnp.ones(3, jnp.float64), jnp.ones((2, 3), jnp.float64)),
+    ):
+        _, state = _play(tx, gradients, params)  # a scan refuses a state whose types change
+        assert state.mu.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("dtype", NARROW[:2])
 def test_the_first_step_of_narrow_gradients_is_right(dtype):
     g = jnp.array([0.0, *np.geomspace(1e-6, 6e4, 50)]).astype(dtype)
@@ -137,7 +147,10 @@ def test_complex_leaves_have_real_second_moments_of_the_absolute_value():
 
 def test_complex_moments_take_the_dtype_of_their_parts():
     tx = adam_jax.scale_by_adam(mu_dtype=jnp.float32)
-    assert tx.init(jnp.zeros(2, jnp.complex64)).mu.dtype == jnp.complex64
+    g = jnp.array([3.0 + 4.0j, 0.0])
+    updates, state = tx.update(g, tx.init(g))
+    assert state.mu.dtype == jnp.complex64
+    np.testing.assert_allclose(updates, [0.6 + 0.8j, 0.0], rtol=1e-6)
     with pytest.raises(ValueError, match="mu_dtype"):
         adam_jax.scale_by_adam(mu_dtype=jnp.float16).init({"z": jnp.zeros(2, jnp.complex64)})
 

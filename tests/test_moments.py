@@ -14,6 +14,14 @@ def test_a_constant_is_a_fixed_point_of_every_average_at_every_rate():
     value = jnp.float32(0.1)
     for rate in np.geomspace(1e-7, 1, 40):
         assert moments.average(value, value, rate) == value
+        assert moments.root_second_moment(value, value, rate) == value
+
+
+def test_arithmetic_is_in_float32_at_least_and_complex_numbers_stay_complex():
+    for dtype, wide in (("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32"), ("complex64", "complex64")):
+        assert moments.widened(jnp.ones(2, dtype)).dtype == wide
+        assert moments.accumulator_dtype(dtype, jnp.bfloat16) == wide
+    assert moments.accumulator_dtype(np.float64) == np.float32  # JAX has no wider one here
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
@@ -71,11 +79,22 @@ def test_values_and_derivatives_at_zero_are_zero():
         lambda g: moments.magnitude(g * (1 + 2j)),
         lambda g: moments.direction(g * 0, jnp.abs(g), 0.0),
         lambda g: moments.direction(g, g * 0, 0.0),
+        lambda g: moments.root_plus(moments.magnitude(g), 0.0),
+        lambda g: moments.lp_moment(moments.magnitude(g), g, 3.0, 0.1, np.log(0.9)),
     ):
         of_each_order = [function, jax.grad(function), jax.jacfwd(function), jax.hessian(function)]
         found = jax.jit(lambda x, each=of_each_order: [derivative(x) for derivative in each])(jnp.float32(0))
         np.testing.assert_array_equal(found, 0.0)
     assert jax.grad(moments.magnitude)(0j) == 0
+
+
+def test_derivatives_of_roots_and_quotients_are_those_of_calculus_wherever_they_are_numbers():
+    for v in (4.0, 1e-30, 1e30):
+        np.testing.assert_allclose(jax.grad(moments.root)(jnp.float32(v)), 0.5 / np.sqrt(v), rtol=1e-6)
+    for scale in (1.0, 1e-25, 1e25):
+        by_a, by_b = jax.grad(moments.quotient, (0, 1))(jnp.float32(2 * scale), jnp.float32(3 * scale))
+        np.testing.assert_allclose((by_a, by_b), (1 / 3 / scale, -2 / 9 / scale), rtol=1e-6)
+    np.testing.assert_array_equal(jax.grad(moments.quotient, (0, 1))(jnp.float32(2), jnp.float32(jnp.inf)), 0.0)
 
 
 def test_a_first_moment_is_cut_at_its_bound_on_both_sides():

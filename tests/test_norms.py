@@ -114,6 +114,7 @@ def test_a_multiple_of_a_moment_has_a_size_and_a_kept_number_to_match():
         (norms.Infinity(), 1, 1),
         (norms.Power(4.0), np.sqrt(2), np.sqrt(2)),
         (norms.Largest(norms.Square()), 2, 4),
+        (norms.Largest(norms.Root()), 2, 2),
     ):
         np.testing.assert_allclose((norm.size_scale(4.0), norm.scale(4.0)), (size, kept), rtol=1e-6)
 
@@ -131,8 +132,58 @@ def test_a_bound_without_limit_stays_a_number_and_comes_down_with_the_decays():
     tick = clock.tick(0.1, jnp.float32(1), 5000)
     bound = jax.lax.fori_loop(0, 3000, lambda _, bound: norms.Root().next_ratio(bound, 0.01, tick), jnp.float32(1))
     assert float(bound) == pytest.approx(norms.UNBOUNDED)
+    for new in (0.0, 1.0):  # a norm that never moves, or that forgets at once
+        for before in (0.0, bound):
+            assert (
+                0
+                <= float(norms.Root().next_ratio(before, 0.1, clock.tick(new, jnp.float32(1), 9)))
+                <= 1.01 * norms.UNBOUNDED
+            )
     bound = norms.Root().next_ratio(bound, 1.0, clock.tick(0.001, jnp.float32(1), 5000))
     assert float(bound) == pytest.approx(1 / np.sqrt(0.001), rel=1e-4)
+
+
+@pytest.mark.parametrize("eps_root", [None, 0.5])
+def test_sizes_are_those_of_the_paper_and_of_amsgrad_whether_squares_are_kept_or_roots(eps_root):
+    for norm in (norms.Square(eps_root), norms.Root(eps_root), norms.Root(eps_root, coarse=True)):
+        v = weight = largest = largest_hat = 0.0
+        ways = (norm, norms.Largest(norm), norms.Largest(norm, raw=False))
+        kept = [((jnp.float32(0),) * way.slots, jnp.float32(0)) for way in ways]
+        for count, g in enumerate((3.0, -1.0, 0.1, 0.2)):
+            v, weight = 0.9 * v + 0.1 * g * g, 0.9 * weight + 0.1
+            largest, largest_hat = max(largest, v), max(largest_hat, v / weight)
+            for i, (way, square) in enumerate(zip(ways, (v / weight, largest / weight, largest_hat), strict=True)):
+                tick = way.tick(0.1, kept[i][1], count)
+                kept[i] = way.advance(kept[i][0], jnp.float32(g), tick), tick.weight
+                np.testing.assert_allclose(way.size(kept[i][0], tick), np.sqrt(square + (eps_root or 0.0)), rtol=1e-6)
+
+
+def test_first_moments_beside_roots_move_even_where_a_move_alone_would_be_flushed_to_zero():
+    for norm in (norms.Root(), norms.Power(3.0), norms.Largest(norms.Root())):
+        np.testing.assert_allclose(norm.average(jnp.float32(3e-38), jnp.float32(5e-38), 0.1), 3.2e-38, rtol=1e-6)
+
+
+def test_one_gradient_may_move_the_norm_of_infinity_all_the_way():
+    for norm in (norms.Infinity(), norms.Largest(norms.Infinity())):
+        tick = norm.tick(0.001, jnp.float32(0.5), 7)
+        assert (float(tick.moved), float(tick.rate)) == (1.0, np.float32(0.001))
+
+
+def test_a_norm_is_coarse_where_it_is_asked_to_be_and_nowhere_else():
+    for norm in (norms.Root(1e-9), norms.Square(1e-9)):
+        for made, coarse in ((norm.rooted(), False), (norm.rooted(coarse=True), True), (norm.rooted(coarse=False), False)):
+            assert made == norms.Root(1e-9, coarse)
+        for raw in (True, False):
+            assert norms.Largest(norm, raw).rooted() == norms.Largest(norms.Root(1e-9), raw)
+            assert norms.Largest(norm, raw).rooted(coarse=True) == norms.Largest(norms.Root(1e-9, coarse=True), raw)
+    assert not norms.Root().coarse
+
+
+def test_the_largest_is_of_raw_moments_unless_it_is_asked_for_as_they_are_kept():
+    assert norms.Largest(norms.Square()) == norms.Largest(norms.Square(), raw=True)
+    for of, corrected in ((norms.Square(), norms.CorrectedSquares), (norms.Root(), norms.CorrectedRoots)):
+        assert norms.Largest(of).form is of.form
+        assert norms.Largest(of, raw=False).form is corrected
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -34,7 +34,7 @@ def test_extremes_are_those_of_positive_roots():
         turn = jnp.uint32(7)
         (found, some), same = codes.extremes([packed, packed[:, [3, 4, 1]]], turn)
         assert (found, some, same) == ((200, 3), (7, 3), turn)  # neither zero nor NaN
-        for nothing in (packed[:, [0, 0]], packed[:, [0, 4]]):  # two, for XLA drops a reduction of one
+        for nothing in (packed[:, [0, 0]], packed[:, [0, 4]], packed[:, [4, 4]], packed[:, :0]):  # two: XLA drops one
             assert codes.extremes([nothing], turn) == ([(0, 255)], turn)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax import checkpoints, codes, rounding, storage, surgery, watch
+from adam_jax import checkpoints, choices, codes, norms, rounding, storage, surgery, watch
 
 N = 4096
 BFLOAT16: dict[str, Any] = {"storage": "bfloat16"}
@@ -85,6 +85,9 @@ def test_every_root_is_encoded_as_itself(window):
         np.testing.assert_array_equal(
             codes.encode_root(codes.decode_root(code, w), jnp.full(253, bits, jnp.uint32), w), code
         )
+        lowest = codes.decode_root(jnp.int32(1), w)
+        below = jnp.array([lowest, lowest / 2, jnp.nan])[0 if window[0] else 2 :]  # all octaves begin with zero
+        np.testing.assert_array_equal(codes.encode_root(below, jnp.full(below.shape, bits, jnp.uint32), w), 1)
 
 
 def test_one_number_holds_both_codes_and_nan():
@@ -120,16 +123,87 @@ def test_rounding_to_eight_bits_is_right_on_average():
         assert float(root.mean()) == pytest.approx(x, rel=1e-4)  # 4096 evenly spread fractions
 
 
+ONE_MORE = storage.Code(np.dtype(np.float32), lambda x, _: x + 1.0, lambda kept: kept - 1.0)  # zero is not kept as zero
+
+
+def _given(how: storage.Storage) -> tuple[storage.Kept, jax.Array, storage.Nus]:
+    """Moments of AMSGrad, rounded to nearest, and what they are: of both signs, the second maximum far above the first."""
+    s = jnp.linspace(1.0, 1.9, N)
+    m, nus = jnp.linspace(-7.0, 7.0, N) * s, (s, 1e3 * s)
+    return how.nearest(storage.Kept(*_empty(how), windows=()), m, nus, codes.MOST_RATIOS), m, nus
+
+
+def _empty(how: storage.Storage) -> tuple[jax.Array, storage.Nus]:
+    mu, *nus = (how.empty(jnp.zeros(N), jnp.float32, moment) for moment in range(3))
+    return mu, tuple(nus)
+
+
 def test_given_moments_are_rounded_to_nearest():
-    x = jnp.linspace(1, 1.05, 40)
-    kept = storage.bfloat16().nearest(storage.Kept(jnp.zeros(40, jnp.bfloat16), (jnp.zeros(40, jnp.bfloat16),)), x, (x,), 13)
-    for got in (kept.mu, *kept.nus):
-        np.testing.assert_array_equal(got, x.astype(jnp.bfloat16))
+    for how, half in ((storage.bfloat16(), 2**-8), (storage.Storage(ONE_MORE, ONE_MORE), 1e-6)):
+        kept, m, nus = _given(how)
+        loaded = how.load(kept, jnp.float32, codes.MOST_RATIOS)
+        for got, x in zip(jax.tree.leaves(loaded), (m, *nus), strict=True):
+            np.testing.assert_allclose(got, x, rtol=half, atol=1e-6)
+
+
+def test_given_moments_are_rounded_to_the_nearest_codes_of_eight_bits():
+    kept, m, nus = _given(storage.int8())
+    assert [x.dtype for x in (kept.mu, *kept.nus)] == [jnp.bfloat16, bool, jnp.int8]
+    got, roots = storage.int8().load(kept, jnp.float32, codes.MOST_RATIOS)
+    for root, s in zip(roots, nus, strict=True):
+        np.testing.assert_allclose(root, s, rtol=2**-6)  # half of the distance of two codes, 32 to an octave
+    np.testing.assert_allclose(got / roots[0], m / nus[0], rtol=0.5 / 13, atol=0.5 / 13 * codes.OFFSET)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [storage.Storage(), storage.bfloat16(), storage.Storage(ONE_MORE, ONE_MORE), storage.int8()],
+    ids=["exact", "bfloat16", "own", "int8"],
+)
+def test_what_counts_as_empty_is_loaded_as_zero_and_all_else_as_it_is(how):
+    kept, *_ = _given(how)
+    kept = kept._replace(mu=kept.mu.at[0].set(jnp.nan))
+    plain = jax.tree.leaves(how.load(kept, jnp.float32, codes.MOST_RATIOS))
+    for empty in (True, False):
+        loaded = how.load(kept, jnp.float32, codes.MOST_RATIOS, empty=jnp.array(empty))
+        emptied = how.load(how.emptied(kept, empty), jnp.float32, codes.MOST_RATIOS)
+        for x, y, z in zip(jax.tree.leaves(loaded), jax.tree.leaves(emptied), plain, strict=True):
+            np.testing.assert_array_equal(x, jnp.where(empty, 0.0, z))
+            np.testing.assert_array_equal(y, jnp.where(empty, 0.0, z))
+
+
+def test_windows_move_on_where_codes_were_read_and_stay_where_none_were():
+    before = storage.Codes(
+        jnp.float32(1.0), jnp.arange(16, dtype=jnp.int32).reshape(2, 2, 4) % 4 + jnp.array([100, 3, 110, 3])
+    )
+    read = [(jnp.int32(90), jnp.int32(20)), (jnp.int32(200), jnp.int32(100))]
+    after = before.after(2.0, {1: read}, 1e-3, jnp.array(False))
+    assert float(after.bound) == 2.0
+    np.testing.assert_array_equal(after.windows[0], before.windows[0])
+    np.testing.assert_array_equal(after.windows[1, :, :2], before.windows[1, :, 2:])
+    for slot in range(2):
+        coming = codes.coming_window(read[slot], before.windows[1, slot, :2], 1e-3)
+        np.testing.assert_array_equal(after.windows[1, slot, 2:], coming)
+    nothing = before.after(2.0, {1: read}, 1e-3, jnp.array(True))
+    np.testing.assert_array_equal(nothing.windows[1, :, 2:], [codes.EVERY_OCTAVE] * 2)
+    none = storage.first_codes(0, 1)
+    assert none.after(2.0, {}, 1e-3, jnp.array(False)).windows.shape == none.windows.shape
+
+
+def test_first_moments_are_cut_at_their_bound_where_rounding_may_have_passed_it_alone():
+    m, size = jnp.array([3.0, -3.0, 1.0]), jnp.ones(3)
+    for how, expected in (
+        (storage.bfloat16(), [2.0, -2.0, 1.0]),
+        (storage.int8(), [2.0, -2.0, 1.0]),
+        (storage.Storage(), m),
+    ):
+        np.testing.assert_array_equal(how.bounded(m, size, 2.0), expected)
 
 
 def test_a_name_means_the_storage_that_the_docstring_says():
     assert storage.bfloat16() == storage.bfloat16(smallest=0, seed=0)
     assert storage.int8() == storage.int8(smallest=4096, seed=0)
+    assert storage.Storage() == storage.Storage(None, None, 0, 0, storage.OwnCodes)
     for how in (storage.bfloat16(smallest=7, seed=3), storage.int8(smallest=7, seed=3)):
         assert (how.smallest, how.seed) == (7, 3)
 
@@ -465,6 +539,27 @@ def test_the_moments_of_an_element_are_rounded_by_draws_of_their_own():
     columns = np.stack([np.asarray(draws) for draws in drawn]) / 2**32
     assert np.abs(np.corrcoef(columns) - np.eye(3)).max() < 5 / 2**8  # five standard deviations
     np.testing.assert_array_equal(drawn[0], rounding.draws((1 << 16,), moving.stream, turn))
+    for i, factor in enumerate((0x85EBCA6B, 0x6E7F08B9), 1):  # in every version, so that saved runs go on
+        np.testing.assert_array_equal(drawn[i], drawn[0] * np.uint32(factor))
+
+
+def test_the_codes_of_an_element_are_rounded_by_draws_of_their_own_and_their_extremes_are_read():
+    n, how, one = 1 << 14, storage.int8(), jnp.ones(1 << 14)
+    kept = storage.Kept(how.empty(one, jnp.float32, 0), (how.empty(one, jnp.float32, 1), how.empty(one, jnp.float32, 2)))
+    kept = kept._replace(windows=[(120, 3, 120, 3)] * 2)
+    kept = kept._replace(windows=[tuple(map(jnp.int32, window)) for window in kept.windows])
+    stream, turn, half = rounding.stream(0, "w"), rounding.turn(7), 1 + 1 / 16  # between two codes
+    moving = storage.Moving(lambda _: (half * one, 2 * half * one), one, 0.1, stream, turn, storage.Limits())
+    ratio = codes.decode_ratio(jnp.array([80, 81]), codes.step(codes.MOST_RATIOS)).mean()
+    new, _, _ = how.save(kept, ratio * half * one, moving)
+    both = np.asarray(new.mu).view(np.uint16)
+    root, first = both >> 7, both & 127
+    drawn = np.stack([np.asarray(x, np.float64) for x in (root, first, new.nus[1])])
+    assert (np.ptp(drawn, axis=1) == 1).all()
+    assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 5 / n**0.5  # five standard deviations
+    again, _, _ = how.save(new._replace(windows=kept.windows), one, moving)
+    read = [(x.max(), x.min()) for x in (root, new.nus[1].astype(jnp.int32) + 128)]
+    np.testing.assert_array_equal(again.windows, read)  # the extremes of what is read, of each second moment
 
 
 # what they take
@@ -573,9 +668,16 @@ def test_new_states_hold_zeros_in_whatever_code():
 
 @BOTH
 def test_the_step_is_that_of_the_moments_as_they_are_kept(how):
-    updates, state = _train(adam_jax.scale_by_adam(eps=1e-3, **how), jnp.stack([_noise(t) for t in range(4)]))
+    gradients = jnp.stack([_noise(t) * 0.5**t for t in range(4)])
+    updates, state = _train(adam_jax.scale_by_adam(eps=1e-3, **how), gradients)
     held = surgery.read_moments(state)
     np.testing.assert_allclose(updates[-1], held.mu / (held.nu + 1e-3), rtol=1e-5)
+    updates, state = _train(adam_jax.scale_by_amsgrad(eps=1e-3, max_of="corrected", **how), gradients)
+    held = surgery.read_moments(state)
+    np.testing.assert_allclose(updates[-1], held.mu / (held.nu_max + 1e-3), rtol=1e-5)
+    assert float((held.nu_max > 1.2 * held.nu).mean()) > 0.5  # gradients shrink
+    again = surgery.write_moments(state, held)
+    assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, state)
 
 
 def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
@@ -602,11 +704,47 @@ def test_storages_of_ones_own_are_told_apart_by_their_markers_also_by_path():
         assert watch.watch_adam(storage=kept)(state).overall.step_max == pytest.approx(1.0, rel=1e-2)
 
 
+def test_markers_by_path_are_those_of_trained_leaves_alone():
+    plain = _half(lambda x: x, lambda x: x, AsTheyAre)
+    params = {"a": jnp.arange(3), "b": jnp.ones(3), "c": jnp.ones(3)}
+
+    def choose(path: str) -> Any:
+        return plain if "b" in path else "int8"
+
+    state = adam_jax.scale_by_adam(storage=choose).init(params)
+    assert [type(marker) for marker in state.form.codes.own] == [AsTheyAre, tuple]
+    plain_state = adam_jax.scale_by_adam(storage=lambda _: "int8").init(params)
+    assert plain_state.form.codes.own == ()
+    assert not surgery.read_moments(plain_state).nu["b"].any()
+    assert not surgery.read_moments(state, storage=choose).nu["b"].any()
+    with pytest.raises(ValueError, match=r"codes of your own, AsTheyAre, at \['b'\], got 'int8'"):
+        surgery.read_moments(state, storage="int8")
+
+
+def test_second_moments_are_roots_beside_narrow_ones_and_where_they_are_asked_for():
+    for how, form, marker in (
+        (None, norms.Squares, ()),
+        ("float32", norms.Squares, ()),
+        (storage.Storage(), norms.Squares, ()),
+        ("root", norms.Roots, ()),
+        ("bfloat16", norms.Roots, storage.Bfloat16Codes()),
+        (storage.Storage(ONE_MORE), norms.Roots, storage.OwnCodes()),
+        (lambda _: "float32", norms.Roots, choices.CodesByPath()),
+    ):
+        found = adam_jax.scale_by_adam(storage=how).init(jnp.ones(2)).form
+        assert (type(found), type(found.codes), found) == (form, type(marker), form(marker))
+
+
 def test_a_leaf_kept_otherwise_is_refused_with_what_it_keeps_and_what_was_asked_for():
     params = {"w": jnp.ones(2)}
     by_path = adam_jax.scale_by_adam(storage=lambda _: "bfloat16").init(params)
     with pytest.raises(ValueError, match=r"got Int8\(.*\), but the state keeps bfloat16 and bfloat16 at \['w'\]"):
         adam_jax.scale_by_adam(storage=lambda _: "int8").update(params, by_path)
+    large = jnp.ones(N)
+    with pytest.raises(ValueError, match=r"but the state keeps float32 and float32 at the root"):
+        adam_jax.scale_by_adam(storage=lambda _: "int8").update(
+            large, adam_jax.scale_by_adam(storage=lambda _: "root").init(large)
+        )
     plain = adam_jax.scale_by_adam().init(params)
     with pytest.raises(ValueError, match=r"mu_dtype must be as it was at init, got .*bfloat16.*keeps float32 and float32"):
         adam_jax.scale_by_adam(mu_dtype=jnp.bfloat16).update(params, plain)
@@ -629,7 +767,10 @@ def test_storages_that_arrays_do_not_tell_must_be_given_to_read_a_state():
         ({"storage": jnp.int8}, "storage must be one of"),
         ({"storage": lambda _: jnp.int32}, "storage must be one of"),
         ({"mu_dtype": jnp.float8_e4m3fn}, "mu_dtype must be float32, float64, bfloat16 or float16"),
+        ({"storage": np.ones(2)}, "storage must be one of"),
         ({"mu_dtype": jnp.int8}, "mu_dtype must be .*: storage= has int8 moments"),
+        ({"mu_dtype": "narrow"}, "mu_dtype must be float32, float64, bfloat16 or float16, got narrow"),
+        ({"mu_dtype": np.float64}, "mu_dtype must be a dtype that JAX is set up for, got float64: enable jax_enable_x64"),
     ],
 )
 def test_what_cannot_hold_a_moment_is_refused(settings, message):
@@ -649,9 +790,10 @@ def test_a_count_of_zero_restarts_whatever_the_rest_of_the_state_holds(how):
     for tx in (
         adam_jax.scale_by_adam(**how),
         adam_jax.scale_by_amsgrad(**how),
+        adam_jax.scale_by_adamax(**how),
         adam_jax.scale_by_adam(nesterov=True, **how),
     ):
-        _, state = _train(tx, 1e6 * gradients[:6])
+        _, state = _train(tx, 1e6 * gradients[:6].at[5, 7].set(jnp.nan))
         state = optax.tree_utils.tree_set(state, count=0)
         fresh, update = tx.init(gradients[0]), jax.jit(tx.update)
         for g in gradients[6:]:
