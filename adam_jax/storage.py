@@ -8,6 +8,7 @@ Narrow second moments are roots. The step taken is that of the moments as they a
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -301,7 +302,8 @@ class Int8(Storage):
         every = jnp.array(codes.EVERY_OCTAVE, jnp.int32)
 
         def window(s: jax.Array) -> jax.Array:
-            code = codes.encode_root(s.astype(jnp.float32), _half(s), every)
+            s = moments.where(jnp.isfinite(s), s.astype(jnp.float32), 0.0)  # what is infinite is about to be NaN
+            code = codes.encode_root(s, _half(s), every)
             (found,), _ = codes.extremes([codes.pack(code)], jnp.zeros([], jnp.uint32))
             return jnp.tile(codes.coming_window(found, every, 1e-3), 2)
 
@@ -329,7 +331,10 @@ class Int8(Storage):
         return Kept(packed, nus, extremes), m, sizes
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
-        windows = self.windows_of(nus)
+        windows, m = (
+            self.windows_of(nus),
+            functools.reduce(lambda m, s: m + (s - s), nus, m),
+        )  # NaN where either is not finite
         packed, *more = self._written(m, nus, [_half(m)] * (1 + len(nus)), windows, ratios)
         return Kept(packed, (kept.nus[0], *more), windows)
 

@@ -190,7 +190,7 @@ def test_windows_move_on_where_codes_were_read_and_stay_where_none_were():
     assert none.after(2.0, {}, 1e-3, jnp.array(False)).windows.shape == none.windows.shape
 
 
-def test_first_moments_are_cut_at_their_bound_where_rounding_may_have_passed_it_alone():
+def test_gradients_are_cut_at_their_bound_where_sizes_are_kept_in_few_bits_alone():
     m, size = jnp.array([3.0, -3.0, 1.0]), jnp.ones(3)
     for how, expected in (
         (storage.bfloat16(), [2.0, -2.0, 1.0]),

@@ -55,6 +55,19 @@ def test_moments_that_are_read_and_written_back_are_the_same(name: str, make: An
 
 
 @every_storage
+@pytest.mark.parametrize("make", [adam_jax.scale_by_adam, adam_jax.scale_by_amsgrad])
+def test_second_moments_that_are_not_finite_show_in_their_own_elements_and_in_no_other(name: str, make: Any):
+    tx = make(**STORAGES[name])
+    _, state = _run(tx, tx.init(_gradients(0)), range(3))
+    held = read_moments(state)
+    spoilt = held.nu["w"].at[0, 0].set(jnp.nan).at[0, 1].set(jnp.inf)
+    updates, _ = _run(tx, write_moments(state, held._replace(nu=dict(held.nu, w=spoilt))), range(3, 4))
+    expected, _ = _run(tx, state, range(3, 4))
+    assert np.isnan(updates["w"][0, :2]).all()
+    np.testing.assert_allclose(updates["w"][1:], expected["w"][1:], atol=TOLERANCE[name])
+
+
+@every_storage
 @every_make
 def test_cleared_elements_start_as_dense_float32_moments_cleared_alike(name: str, make: Any):
     dead = jnp.arange(SHAPE[0])[:, None] < 8
