@@ -132,8 +132,9 @@ def root(v: jax.Array) -> jax.Array:
 
 @root.defjvp
 def _root_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    s = root(*primals)
-    return s, jnp.where(s == 0, 0.0, tangents[0] / jnp.where(s == 0, 1.0, 2 * s))
+    zero = primals[0] == 0
+    s = jnp.sqrt(jnp.where(zero, 1.0, primals[0]))  # not `root`: older JAX forgets its rule in second derivatives of a scan
+    return jnp.where(zero, 0.0, s), jnp.where(zero, 0.0, tangents[0] / (2 * s))
 
 
 def root_plus(s: jax.Array, eps_root: ArrayLike) -> jax.Array:
