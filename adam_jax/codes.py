@@ -22,7 +22,7 @@ rounding: steps are at most 2 % too small there (at b1 = .93, b2 = .95; uncut wi
 is zero and NaN is NaN. Every pattern is an ordinary number, so that compilers see a conversion; arrays of eight bits cannot
 be written in place beside those of 32 on TPU.
 
-Operations are those of `jax.lax` where each leaf is traced: the operators of arrays take four times as long.
+Operations are those of `jax.lax` where each leaf is traced: the operators of arrays make four times the calls.
 """
 
 from collections.abc import Sequence
@@ -126,7 +126,7 @@ def pack(root: jax.Array) -> jax.Array:
     return _number(_left(root, 23)).astype(jnp.bfloat16)
 
 
-def coming_window(extremes: Window, window: Window, rate: ArrayLike) -> jax.Array:
+def coming_window(extremes: jax.Array | Sequence[jax.Array], window: Window, rate: ArrayLike) -> jax.Array:
     """The window for coming codes of a leaf: as fine as its magnitudes allow, with headroom for gradients to come.
 
     `extremes` are those of codes in `window`; `rate` is how far a step moves the second moment. The headroom above the

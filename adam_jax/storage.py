@@ -8,7 +8,6 @@ Narrow second moments are roots. The step taken is that of the moments as they a
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -331,10 +330,9 @@ class Int8(Storage):
         return Kept(packed, nus, extremes), m, sizes
 
     def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
-        windows, m = (
-            self.windows_of(nus),
-            functools.reduce(lambda m, s: m + (s - s), nus, m),
-        )  # NaN where either is not finite
+        windows = self.windows_of(nus)
+        for s in nus:
+            m += s - s  # NaN where either is not finite
         packed, *more = self._written(m, nus, [_half(m)] * (1 + len(nus)), windows, ratios)
         return Kept(packed, (kept.nus[0], *more), windows)
 

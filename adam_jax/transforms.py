@@ -136,9 +136,10 @@ def scale_by_norm(
         del extra_args
         _check(state, state_type, lambda mu: norm.form(choice.codes(mu)))
         count, mu, *nus, _, _, codes, form = state
-        m, v, keeps = _ticks(norm, b1, b2, state, correct_mu=correct_mu, correct_nu=correct_nu)
+        m, v = _ticks(norm, b1, b2, state, correct_mu=correct_mu, correct_nu=correct_nu)
+        keeps = _keeps(b1, m, count, correct_mu=correct_mu) if nesterov else None
         scale = clock.corrected_rate(1.0, norm.size_scale(v.weight)) if eps_hat and correct_nu else 1.0
-        k = _Scalars(m.moved, v, keeps if nesterov else None, jnp.asarray(eps, jnp.result_type(m.weight)) * scale)
+        k = _Scalars(m.moved, v, keeps, jnp.asarray(eps, jnp.result_type(m.weight)) * scale)
         limits = _limits(norm, codes, m, v, count) if choice.narrow else None
         empty, turn = jnp.asarray(count) <= 0, rounding.turn(count)
         if choice.narrow:  # where nothing is kept, there are no windows
@@ -177,16 +178,18 @@ def _empty(choice: Choice, moment: int, params: Any) -> Any:
     return trees.map_params(empty, params)
 
 
-def _ticks(
-    norm: Norm, b1: Decay, b2: Decay, state: Any, *, correct_mu: bool, correct_nu: bool
-) -> tuple[Tick, Tick, jax.Array]:
-    """The clocks of the moments in one step, and how much of the first would be left after one more without a gradient."""
+def _ticks(norm: Norm, b1: Decay, b2: Decay, state: Any, *, correct_mu: bool, correct_nu: bool) -> tuple[Tick, Tick]:
+    """The clocks of the first and of the second moment in one step."""
     count = state.count
     rate1, rate2 = (clock.complement(clock.at(b, count)) for b in (b1, b2))
     m = clock.tick(rate1, state.mu_weight, count, corrected=correct_mu)
-    v = norm.tick(rate2, state.nu_weight, count, corrected=correct_nu)
+    return m, norm.tick(rate2, state.nu_weight, count, corrected=correct_nu)
+
+
+def _keeps(b1: Decay, m: Tick, count: ArrayLike, *, correct_mu: bool) -> jax.Array:
+    """What one more step, without a gradient, would leave of the first moment."""
     after = clock.tick(clock.complement(clock.at(b1, clock.next_count(count))), m.weight, 1, corrected=correct_mu)
-    return m, v, (1.0 - after.rate) * after.kept
+    return (1.0 - after.rate) * after.kept
 
 
 def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any, count: jax.Array) -> list[tuple[Storage, Any, Any]]:
