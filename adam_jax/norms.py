@@ -153,11 +153,16 @@ class Norm:
         power = 1.0 / self.exponent
         return (1.0 - t.moved) ** power, t.moved**power
 
+    def most_of_gradient(self, t: Tick) -> jax.Array:
+        """The most that |g| / s can be after a step: no bound, `UNBOUNDED`, where the norm does not move."""
+        new = jnp.asarray(self.shares(t)[1])
+        return jnp.where(new > 0, clock.corrected_rate(1.0, new), UNBOUNDED)
+
     def next_ratio(self, ratio: ArrayLike, moved: ArrayLike, t: Tick) -> jax.Array:
         """The most that |m| / s can be after a step, C' above, from the most that it was; m moves by `moved`."""
-        kept, new = self.shares(t)
+        kept, _ = self.shares(t)
         old = jnp.minimum((1.0 - moved) * ratio / jnp.maximum(kept, 1e-30), UNBOUNDED)  # kept is zero at b2 = 0
-        fresh, q = moved * clock.corrected_rate(1.0, new), _conjugate(self.exponent)
+        fresh, q = moved * self.most_of_gradient(t), _conjugate(self.exponent)
         larger = jnp.maximum(jnp.maximum(old, fresh), 1e-30)
         return larger * ((old / larger) ** q + (fresh / larger) ** q) ** (1.0 / q)
 

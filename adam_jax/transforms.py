@@ -265,8 +265,8 @@ def _limits(norm: Norm, held: Codes, m: Tick, v: Tick, count: jax.Array) -> Limi
     constant = norm.largest_ratio(m.rate, v.rate)
     bound = norm.next_ratio(before, m.moved, v)
     bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant))
-    spike, bound = clock.corrected_rate(1.0, norm.shares(v)[1]), bound.astype(held.bound.dtype)
-    return jax.lax.stop_gradient(Limits(bound, spike, codes.ratios(held.bound), codes.ratios(bound)))
+    most, bound = norm.most_of_gradient(v), bound.astype(held.bound.dtype)
+    return jax.lax.stop_gradient(Limits(bound, most, codes.ratios(held.bound), codes.ratios(bound)))
 
 
 def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:

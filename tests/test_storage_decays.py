@@ -197,3 +197,14 @@ def test_the_step_of_nadam_at_a_sudden_gradient_is_that_of_float32(how, times):
 
     got, want = _both(functools.partial(adam_jax.scale_by_adam, nesterov=True), how, gradient, 301, since=300)
     np.testing.assert_allclose(got[0].mean(), want[0].mean(), rtol=0.03)  # with 1e4 int8 was at 2.7 times of it
+
+
+@every_storage
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_where_a_schedule_stops_the_second_moment_steps_are_those_of_float32(how, nesterov):
+    def gradient(t):
+        return jnp.full(64, jnp.where(t > 6, 30.0, 1.0))
+
+    make = functools.partial(adam_jax.scale_by_adam, 0.9, lambda t: jnp.where(t < 5, 0.9, 1.0), nesterov=nesterov)
+    got, want = _both(make, how, gradient, 12, since=7)
+    np.testing.assert_allclose(got[-1].mean(), want[-1].mean(), rtol=0.05)  # a tenth of it, where gradients were cut
