@@ -205,6 +205,8 @@ def test_where_a_schedule_stops_the_second_moment_steps_are_those_of_float32(how
     def gradient(t):
         return jnp.full(64, jnp.where(t > 6, 30.0, 1.0))
 
-    make = functools.partial(adam_jax.scale_by_adam, 0.9, lambda t: jnp.where(t < 5, 0.9, 1.0), nesterov=nesterov)
+    make = functools.partial(
+        adam_jax.scale_by_adam, 0.9, lambda t: jnp.where(jnp.asarray(t) < 5, 0.9, 1.0), nesterov=nesterov
+    )
     got, want = _both(make, how, gradient, 12, since=7)
     np.testing.assert_allclose(got[-1].mean(), want[-1].mean(), rtol=0.05)  # a tenth of it, where gradients were cut
