@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from adam_jax.moments import accumulator_dtype, average, power_of_two
+from adam_jax.moments import accumulator_dtype, power_of_two
 
 __all__ = ["Tick", "at", "complement", "corrected_rate", "next_count", "running_weight", "tick"]
 
@@ -72,7 +72,7 @@ def running_weight(weight: jax.Array, rate: ArrayLike, count: ArrayLike) -> jax.
     that small, they are therefore rounded up in the share of steps that makes them right on average, with the golden-ratio
     sequence of the count in place of chance.
     """
-    plain = average(weight, 1.0, rate).astype(weight.dtype)
+    plain = (weight + rate * (1.0 - weight)).astype(weight.dtype)
     info = jnp.finfo(weight.dtype)
     spacing = power_of_two(jnp.maximum(weight, info.tiny / info.eps))[0] * info.eps
     golden = (jnp.asarray(count).astype(jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 8

@@ -22,10 +22,12 @@ rounding: steps are at most 2 % too small there (at b1 = .93, b2 = .95; uncut wi
 is zero and NaN is NaN. Every pattern is an ordinary number, so that compilers see a conversion; arrays of eight bits cannot
 be written in place beside those of 32 on TPU.
 
-Operations are those of `jax.lax` where each leaf is traced: the operators of arrays make four times the calls.
+Operations are those of `jax.lax` where each leaf is traced: the operators of arrays make four times the calls. And they are
+few kinds: each kind is lowered once a shape.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,7 @@ from jax.typing import ArrayLike
 from adam_jax.moments import where
 
 __all__ = [
+    "Ratios",
     "coming_window",
     "decode_ratio",
     "decode_root",
@@ -46,7 +49,7 @@ __all__ = [
     "raised",
     "ratios",
     "read",
-    "step",
+    "scale",
     "write",
 ]
 
@@ -57,67 +60,80 @@ OFFSET = np.float32(0.0085)  # added to |m| / s, so that the pattern of the sum 
 RATIO_BASE = OFFSET.view(np.int32)
 MOST_RATIOS, FEWEST_RATIOS = 13, 8  # codes an octave for |m| / s: 127 of them reach to 7.42 and to 512
 LARGEST = 254  # code of s
-Window = jax.Array | Sequence[jax.Array]  # int32[2] or two scalars: biased exponent of the lowest octave, bits after it
+Scale = jax.Array | Sequence[jax.Array]  # int32[2] or two scalars (`scale`)
 
 
-def ratios(bound: ArrayLike) -> jax.Array:
-    """How many codes an octave |m| / s has, the most for which 127 of them reach the bound: int32 scalar."""
-    return jnp.clip(127.0 / jnp.log2(1.0 + bound / float(OFFSET)), FEWEST_RATIOS, MOST_RATIOS).astype(jnp.int32)
+class Ratios(NamedTuple):
+    """The codes of |m| / s: int32 scalars."""
+
+    octave: jax.Array  # how many codes an octave has
+    step: jax.Array  # the distance of two codes, in units of the last place, above 2^19
 
 
-def encode_ratio(r: jax.Array, bits: jax.Array, ratios: ArrayLike) -> jax.Array:
+def ratios(bound: ArrayLike) -> Ratios:
+    """As many codes an octave as are possible if 127 of them shall reach the bound."""
+    octave = jnp.clip(127.0 / jnp.log2(1.0 + bound / float(OFFSET)), FEWEST_RATIOS, MOST_RATIOS).astype(jnp.int32)
+    return Ratios(octave, 2**23 // octave + 1)
+
+
+def encode_ratio(r: jax.Array, bits: jax.Array, ratios: Ratios) -> jax.Array:
     """|m| / s, float32, as int32 from 0 to 127, where it saturates; `bits` are uint32 draws."""
-    above = lax.sub(_pattern(lax.add(lax.min(lax.abs(r), np.float32(512.0)), OFFSET)), RATIO_BASE)
-    code = _right(lax.add(lax.mul(above, jnp.asarray(ratios, jnp.int32)), _fraction(bits)), 23)
-    return lax.min(code, np.int32(127))
+    above = lax.add(_pattern(lax.add(lax.min(lax.abs(r), np.float32(512.0)), OFFSET)), np.negative(RATIO_BASE))
+    return lax.min(_right(lax.add(lax.mul(above, ratios.octave), _fraction(bits, 9)), 23), np.int32(127))
 
 
-def decode_ratio(code: jax.Array, step: ArrayLike) -> jax.Array:
+def decode_ratio(code: jax.Array, step: jax.Array) -> jax.Array:
     """The |m| / s, float32, that a code stands for, at the `step` of its ratios."""
-    return lax.sub(_number(lax.add(lax.mul(code, jnp.asarray(step)), RATIO_BASE)), OFFSET)
+    return lax.add(_number(lax.add(lax.mul(code, step), RATIO_BASE)), np.negative(OFFSET))
 
 
-def step(ratios: ArrayLike) -> jax.Array:
-    """The distance of two codes of |m| / s, in units of the last place: int32 scalar, above 2^19."""
-    return lax.add(lax.div(np.int32(2**23), jnp.asarray(ratios, jnp.int32)), np.int32(1))
+def scale(windows: jax.Array) -> jax.Array:
+    """What the codes of windows, int32[..., 2 n], stand for: a pair for each pair, for all leaves at once.
+
+    A window is the biased exponent of its lowest octave, and the bits after it; its scale is the pattern of its lowest
+    number, and a shift. The pattern of the code c, from 1 to 254, is lowest + ((c - 1) << shift). With one scalar more in a
+    leaf's kernel, such as lowest - (1 << shift), XLA on TPU makes two of it.
+    """
+    start, fine = windows[..., 0::2], windows[..., 1::2]
+    return jnp.stack([start << 23, 23 - fine], axis=-1).reshape(windows.shape)
 
 
-def encode_root(s: jax.Array, bits: jax.Array, window: Window) -> jax.Array:
+def encode_root(s: jax.Array, bits: jax.Array, scale: Scale) -> jax.Array:
     """A root, float32, as int32: 0 for zero, 1 for the window's lowest number and all below it, and up; without bias inside.
 
     NaN becomes the lowest.
     """
-    return where(s == 0, 0, where(s != s, 1, _of_positive(raised(s, window), bits, window)))
+    return where(s == 0, 0, where(s != s, 1, _of_raised(raised(s, scale), bits, scale)))
 
 
-def decode_root(code: jax.Array, window: Window) -> jax.Array:
+def decode_root(code: jax.Array, scale: Scale) -> jax.Array:
     """The root, float32, that a code stands for in its window."""
-    return where(lax.eq(code, np.int32(0)), 0.0, _positive(code, window))
+    return where(lax.eq(code, np.int32(0)), 0.0, _positive(code, scale))
 
 
-def raised(s: jax.Array, window: Window) -> jax.Array:
-    """Roots, those below the window's lowest number raised to it: as integers, which saves a kernel on TPU a scalar."""
-    return _number(lax.max(_pattern(s), _left(window[0], 23)))
+def raised(s: jax.Array, scale: Scale) -> jax.Array:
+    """The patterns of roots, of those below the window's lowest number its pattern."""
+    return lax.max(_pattern(s), scale[0])
 
 
-def write(m: jax.Array, s: jax.Array, bits: Sequence[jax.Array], window: Window, ratios: ArrayLike) -> jax.Array:
+def write(m: jax.Array, s: jax.Array, bits: Sequence[jax.Array], scale: Scale, ratios: Ratios) -> jax.Array:
     """The bfloat16 numbers of moments m and s, float32, NaN where m is not finite; `bits` are the draws of m and of s."""
-    size, nothing = raised(s, window), lax.full_like(s, 0.0)
-    root, ratio = _of_positive(size, bits[1], window), encode_ratio(lax.div(m, size), bits[0], ratios)
+    size, nothing = raised(s, scale), lax.full_like(s, 0.0)
+    root, ratio = _of_raised(size, bits[1], scale), encode_ratio(lax.div(m, _number(size)), bits[0], ratios)
     number = _number(lax.bitwise_or(_left(root, 23), _left(ratio, 16)))
     number = lax.select(lax.lt(m, nothing), lax.neg(number), number)
-    number = lax.select(lax.eq(s, nothing), nothing, number)  # of a root of zero no ratio is kept
+    number = lax.select(lax.lt(nothing, s), number, nothing)  # of a root of zero no ratio is kept
     return lax.convert_element_type(lax.add(number, lax.sub(m, m)), jnp.bfloat16)
 
 
-def read(packed: jax.Array, window: Window, step: ArrayLike, limit: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
+def read(packed: jax.Array, scale: Scale, step: jax.Array, limit: ArrayLike | None = None) -> tuple[jax.Array, jax.Array]:
     """The moments m and s, float32, that bfloat16 numbers stand for, |m| cut at `limit` s; all are zero if `step` is."""
     number = lax.convert_element_type(packed, jnp.float32)
-    both = lax.min(_right(_pattern(lax.abs(number)), 16), jnp.asarray(step))  # which is above all of them
+    both = lax.min(_right(_pattern(lax.abs(number)), 16), step)  # which is above all of them
     root, ratio = _right(both, 7), decode_ratio(lax.bitwise_and(both, np.int32(127)), step)
     there, nothing = lax.gt(root, np.int32(0)), lax.full_like(number, 0.0)
     ratio = ratio if limit is None else lax.min(ratio, jnp.asarray(limit, ratio.dtype))
-    s = lax.select(there, _positive(root, window), nothing)
+    s = lax.select(there, _positive(root, scale), nothing)
     return lax.select(there, lax.mul(lax.mul(lax.sign(number), ratio), s), nothing), s
 
 
@@ -126,7 +142,9 @@ def pack(root: jax.Array) -> jax.Array:
     return _number(_left(root, 23)).astype(jnp.bfloat16)
 
 
-def coming_window(extremes: jax.Array | Sequence[jax.Array], window: Window, rate: ArrayLike) -> jax.Array:
+def coming_window(
+    extremes: jax.Array | Sequence[jax.Array], window: jax.Array | Sequence[jax.Array], rate: ArrayLike
+) -> jax.Array:
     """The window for coming codes of a leaf: as fine as its magnitudes allow, with headroom for gradients to come.
 
     `extremes` are those of codes in `window`; `rate` is how far a step moves the second moment. The headroom above the
@@ -185,29 +203,29 @@ def extremes(packed: Sequence[jax.Array], turn: jax.Array) -> tuple[list[tuple[j
     return lax.platform_dependent(turn, *packed, cpu=on_cpu, tpu=on_tpu, default=on_gpu)
 
 
-def _of_positive(s: jax.Array, bits: jax.Array, window: Window) -> jax.Array:
+def _of_raised(pattern: jax.Array, bits: jax.Array, scale: Scale) -> jax.Array:
     """The code of a root that is no less than the window's lowest number."""
-    above = lax.sub(_pattern(s), _left(window[0], 23))
-    code = _right(lax.add(above, _right(_fraction(bits), window[1])), lax.sub(np.int32(23), window[1]))
+    above = lax.sub(pattern, scale[0])
+    code = _right(lax.add(above, _fraction(bits, lax.sub(np.int32(32), scale[1]))), scale[1])
     return lax.add(lax.min(code, np.int32(LARGEST - 1)), np.int32(1))
 
 
-def _positive(code: jax.Array, window: Window) -> jax.Array:
-    above = _left(lax.sub(code, np.int32(1)), lax.sub(np.int32(23), window[1]))
-    return _number(lax.add(above, _left(window[0], 23)))
+def _positive(code: jax.Array, scale: Scale) -> jax.Array:
+    return _number(lax.add(lax.shift_left(lax.add(code, np.int32(-1)), scale[1]), scale[0]))
 
 
-def _fraction(bits: jax.Array) -> jax.Array:
-    """Draws as int32 below 2^23."""
-    return lax.convert_element_type(lax.shift_right_logical(bits, np.uint32(9)), jnp.int32)
+def _fraction(bits: jax.Array, drop: ArrayLike) -> jax.Array:
+    """Draws without their `drop` low bits, int32."""
+    return _right(_pattern(bits), drop)
 
 
-def _left(x: jax.Array, by: jax.Array | int) -> jax.Array:
-    return lax.shift_left(x, np.int32(by) if isinstance(by, int) else by)
+def _left(x: jax.Array, by: int) -> jax.Array:
+    return lax.shift_left(x, np.int32(by))
 
 
-def _right(x: jax.Array, by: jax.Array | int) -> jax.Array:
-    return lax.shift_right_arithmetic(x, np.int32(by) if isinstance(by, int) else by)
+def _right(x: jax.Array, by: ArrayLike) -> jax.Array:
+    """Shifted as if without a sign, for draws have the highest bit."""
+    return lax.shift_right_logical(x, np.int32(by) if isinstance(by, int) else by)
 
 
 def _pattern(x: jax.Array) -> jax.Array:

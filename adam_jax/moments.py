@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 __all__ = [
@@ -61,27 +62,26 @@ def floating(x: ArrayLike) -> ArrayLike:
     return jnp.asarray(x, float) if jnp.issubdtype(getattr(x, "dtype", float), jnp.integer) else x
 
 
-def average(mean: ArrayLike, value: ArrayLike, rate: ArrayLike) -> jax.Array:
+def average(mean: jax.Array, value: jax.Array, rate: ArrayLike) -> jax.Array:
     """The running average moved towards a new value, a + rate (x - a) (Algorithm 1)."""
-    mean = jnp.asarray(mean)
-    return mean + times(rate, value - mean)
+    return lax.add(mean, times(rate, lax.sub(value, mean)))
 
 
-def times(factor: ArrayLike, x: ArrayLike) -> jax.Array:
+def times(factor: ArrayLike, x: jax.Array) -> jax.Array:
     """A real factor times an array, real or complex."""
-    return each_part(lambda part: jnp.asarray(factor * part), jnp.asarray(x))
+    return each_part(lambda part: lax.mul(factor, part), x)
 
 
 def each_part(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """A function of real arrays, of the real and the imaginary part of a complex one."""
-    return jax.lax.complex(function(x.real), function(x.imag)) if jnp.iscomplexobj(x) else function(x)
+    return lax.complex(function(x.real), function(x.imag)) if jnp.iscomplexobj(x) else function(x)
 
 
 def where(condition: jax.Array, x: ArrayLike, y: ArrayLike) -> jax.Array:
     """`jnp.where` of two arrays of one shape and dtype, of which one may be a number: traced in half the time."""
     like: Any = x if getattr(x, "ndim", -1) >= getattr(y, "ndim", -1) else y
-    x, y = (v if getattr(v, "shape", None) == like.shape else jax.lax.full_like(like, v) for v in (x, y))
-    return jax.lax.select(condition, x, y)
+    x, y = (v if getattr(v, "shape", None) == like.shape else lax.full_like(like, v) for v in (x, y))
+    return lax.select(condition, x, y)
 
 
 def small_average(mean: jax.Array, value: jax.Array, rate: ArrayLike) -> jax.Array:
@@ -109,25 +109,25 @@ def saturate(g: jax.Array, squares: int) -> jax.Array:
     largest = float(jnp.finfo(g.dtype).max) / 2
     limit = (largest / squares) ** 0.5 if squares else largest
     limit = np.asarray(limit, jnp.finfo(g.dtype).dtype)
-    return each_part(lambda part: where(jax.lax.is_finite(part), jax.lax.clamp(-limit, part, limit), part), g)
+    return each_part(lambda part: where(lax.is_finite(part), lax.clamp(-limit, part, limit), part), g)
 
 
 def squared(g: jax.Array) -> jax.Array:
     """|g|^2 as a real array."""
-    return g.real * g.real + g.imag * g.imag if jnp.iscomplexobj(g) else jax.lax.mul(g, g)
+    return g.real * g.real + g.imag * g.imag if jnp.iscomplexobj(g) else lax.mul(g, g)
 
 
 def magnitude(g: jax.Array) -> jax.Array:
     """|g| as a real array, with derivative zero at zero."""
     if not jnp.iscomplexobj(g):
-        return jax.lax.max(g, jax.lax.neg(g))  # at a tie JAX takes the mean of both derivatives
+        return lax.max(g, lax.neg(g))  # at a tie JAX takes the mean of both derivatives
     return where(g == 0, 0.0, jnp.abs(g))
 
 
 @jax.custom_jvp
 def root(v: jax.Array) -> jax.Array:
     """The square root with derivative zero at zero, so that a step at zero gradients can be differentiated."""
-    return jax.lax.sqrt(v)
+    return lax.sqrt(v)
 
 
 @root.defjvp
@@ -157,11 +157,11 @@ def root_second_moment(s: jax.Array, g: jax.Array, rate: ArrayLike, *, coarse: b
     it.
     """
     a = magnitude(g)
-    power, inverse = power_of_two(jnp.maximum(a, s))
-    x, y = inverse * a, inverse * s
+    power, inverse = power_of_two(lax.max(a, s))
+    x, y = lax.mul(inverse, a), lax.mul(inverse, s)
     if coarse:
-        y, x = y * y, x * x
-        return power * root((y - rate * y) + rate * x)
+        y, x = lax.mul(y, y), lax.mul(x, x)
+        return lax.mul(power, root(lax.add(lax.sub(y, lax.mul(rate, y)), lax.mul(rate, x))))
     below = root(y * y + rate * ((x - y) * (x + y))) + y
     return power * (y + rate * (x - y) * ((x + y) / jnp.where(below == 0, 1.0, below)))
 
@@ -193,20 +193,20 @@ def lookahead(m: jax.Array, g: jax.Array, rate: ArrayLike, keep: ArrayLike) -> j
 def within(m: jax.Array, size: jax.Array, ratio: ArrayLike) -> jax.Array:
     """A first moment no larger than `ratio`, a finite number, times its size; each part, where m is complex."""
     limit = jnp.asarray(ratio, size.dtype) * size
-    return each_part(lambda part: jax.lax.clamp(-limit, part, limit), m)
+    return each_part(lambda part: lax.clamp(-limit, part, limit), m)
 
 
 def direction(m: jax.Array, size: jax.Array, eps: ArrayLike) -> jax.Array:
     """The step's direction m / (size + eps), and zero where size + eps is zero (Algorithm 1, last line)."""
-    below = size + eps
-    below = where(below < jnp.finfo(below.dtype).tiny, jnp.inf, below)
+    below = lax.add(size, eps)
+    below = where(lax.lt(below, jnp.finfo(below.dtype).tiny), jnp.inf, below)
     return each_part(lambda part: quotient(part, below), m)
 
 
 @jax.custom_jvp
 def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     """The quotient a / b, whose derivatives, too, stay in range: without b^2, which is not where b is 1e20 or 1e-20."""
-    return jax.lax.div(a, b)
+    return lax.div(a, b)
 
 
 @quotient.defjvp
@@ -220,7 +220,7 @@ def _quotient_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array
 
 def _over_larger(a: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """a/M, s/M and M = max(a, s), then where M is too small to divide by; there the quotients are zero and M is one."""
-    larger = jax.lax.stop_gradient(jnp.maximum(a, s))
+    larger = lax.stop_gradient(jnp.maximum(a, s))
     dead = larger < jnp.finfo(larger.dtype).tiny
     larger = jnp.where(dead, 1.0, larger)
     return jnp.where(dead, 0.0, a / larger), jnp.where(dead, 0.0, s / larger), larger, dead
@@ -229,9 +229,9 @@ def _over_larger(a: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 def power_of_two(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest power of two that is not above x, and its inverse; for x = 0, zero and a large number."""
     info = jnp.finfo(x.dtype)
-    unsigned = np.dtype(f"uint{info.bits}").type
-    exponent = unsigned(((1 << info.nexp) - 1) << info.nmant)
-    both = exponent - unsigned(1 << info.nmant)  # what the exponents of x and 1 / x add up to
-    power = jax.lax.bitwise_and(jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), unsigned), exponent)
-    inverse = jax.lax.sub(both, power)
-    return jax.lax.bitcast_convert_type(power, x.dtype), jax.lax.bitcast_convert_type(inverse, x.dtype)
+    integer = np.dtype(f"int{info.bits}").type
+    exponent = integer(((1 << info.nexp) - 1) << info.nmant)
+    both = exponent - integer(1 << info.nmant)  # what the exponents of x and 1 / x add up to
+    power = lax.bitwise_and(lax.bitcast_convert_type(x, integer), exponent)
+    inverse = lax.sub(both, power)
+    return lax.bitcast_convert_type(power, x.dtype), lax.bitcast_convert_type(inverse, x.dtype)

@@ -200,7 +200,7 @@ def number(bits: jax.Array) -> jax.Array:
 
 def _drawn(x: jax.Array, turn: ArrayLike) -> jax.Array:
     x = lax.mul(x, np.uint32(0x9E3779B1))
-    x = lax.bitwise_xor(x, lax.shift_right_logical(x, np.uint32(16))) + jnp.asarray(turn, jnp.uint32)  # or turns
+    x = lax.add(lax.bitwise_xor(x, lax.shift_right_logical(x, np.uint32(16))), jnp.asarray(turn, jnp.uint32))
     x = lax.bitwise_xor(x, lax.mul(x, np.uint32(0x6C50B47C)))
     return lax.bitwise_xor(x, lax.mul(x, np.uint32(0xB82F1E52)))
 

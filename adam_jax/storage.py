@@ -56,7 +56,8 @@ class Kept(NamedTuple):
 
     mu: jax.Array
     nus: Nus
-    windows: Any = ()  # int32[len(nus), 4]: the window of the int8 codes and that of the coming ones (`Codes`)
+    scales: Any = ()  # int32[len(nus), 4]: of the window of the int8 codes, and of the coming one (`codes.scale`)
+    found: Any = ()  # with what is new of int8 codes: the extremes of those before, or of given moments the windows
 
 
 class Codes(NamedTuple):
@@ -92,8 +93,8 @@ class Limits(NamedTuple):
 
     mu: ArrayLike = jnp.inf  # as it is kept
     gradient: ArrayLike = jnp.inf  # which Nadam's look-ahead adds to it
-    ratios_before: ArrayLike = codes.MOST_RATIOS  # codes an octave of the int8 ratios that the state holds
-    ratios: ArrayLike = codes.MOST_RATIOS  # and of those that are written
+    ratios_before: Any = ()  # `codes.Ratios` of the int8 codes that the state holds
+    ratios: Any = ()  # and of those that are written
 
 
 class Moving(NamedTuple):
@@ -210,17 +211,17 @@ class Storage:
         return kept._replace(mu=mu, nus=tuple(nus))
 
     def windows_of(self, nus: Nus) -> Any:
-        """`Kept.windows` for what is about to be kept of these second moments, found from themselves; () where none are."""
+        """int32[len(nus), 4]: `Codes.windows` for second moments that are about to be kept, from themselves; or ()."""
         del nus
         return ()
 
     def load(
-        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike | None = None
+        self, kept: Kept, wide: DTypeLike, ratios: Any, limit: ArrayLike | None = None, empty: ArrayLike | None = None
     ) -> tuple[jax.Array, Nus]:
         """The first moment and the second ones, roots where they are narrow, in the dtype of the arithmetic.
 
-        `ratios` are those that int8 codes were written with; `limit` bounds the first moment, in units of the size. Where
-        `empty`, a boolean scalar, they are zero.
+        `ratios` are those that int8 codes were written with (`codes.Ratios`); `limit` bounds the first moment, in units of
+        the size. Where `empty`, a boolean scalar, they are zero.
         """
         del ratios
         kept = kept if empty is None else self.emptied(kept, empty)
@@ -230,10 +231,7 @@ class Storage:
         return mu if limit is None or not self.narrow else moments.within(mu, nus[0], limit), nus
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
-        """What is kept after a step to the first moment m, and both moments as they are kept.
-
-        In place of windows it returns the extremes of the codes that the state held, if they are those of a window.
-        """
+        """What is kept after a step to the first moment m, and both moments as they are kept."""
         exact = (m, *moving.advance(moving.g))
         # as they are, the moments are what is kept: nothing to trace
         if not self.rounds and all(x.dtype == old.dtype for x, old in zip(exact, (kept.mu, *kept.nus), strict=True)):
@@ -248,14 +246,14 @@ class Storage:
         mu, *kept_nus = (coded.get(i, x) for i, x in enumerate(new))
         return Kept(mu, tuple(kept_nus)), m, nus
 
-    def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
-        """What is kept of given moments, rounded to nearest, in arrays like those of `kept`; with windows, not extremes."""
+    def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: Any) -> Kept:
+        """What is kept of given moments, rounded to nearest, in arrays like those of `kept`."""
         del ratios
         new = []
         for i, (x, old) in enumerate(zip((m, *nus), (kept.mu, *kept.nus), strict=True)):
             code = self._code(i)
             new.append((code.encode(x.astype(jnp.float32), _half(x)) if code else x).astype(old.dtype))
-        return Kept(new[0], tuple(new[1:]), jnp.zeros((len(nus), 4), jnp.int32))
+        return Kept(new[0], tuple(new[1:]), found=jnp.zeros((len(nus), 4), jnp.int32))
 
     def bounded(self, g: jax.Array, size: jax.Array, limit: ArrayLike) -> jax.Array:
         """A gradient no larger than it can be for the size as it is kept, which is too small beyond a window of codes."""
@@ -302,45 +300,46 @@ class Int8(Storage):
 
         def window(s: jax.Array) -> jax.Array:
             s = moments.where(jnp.isfinite(s), s.astype(jnp.float32), 0.0)  # what is infinite is about to be NaN
-            code = codes.encode_root(s, _half(s), every)
+            code = codes.encode_root(s, _half(s), codes.scale(every))
             (found,), _ = codes.extremes([codes.pack(code)], jnp.zeros([], jnp.uint32))
             return jnp.tile(codes.coming_window(found, every, 1e-3), 2)
 
         return jnp.stack([window(s) for s in nus])
 
     def load(
-        self, kept: Kept, wide: DTypeLike, ratios: ArrayLike, limit: ArrayLike | None = None, empty: ArrayLike | None = None
+        self, kept: Kept, wide: DTypeLike, ratios: Any, limit: ArrayLike | None = None, empty: ArrayLike | None = None
     ) -> tuple[jax.Array, Nus]:
-        step = codes.step(ratios)
+        step = ratios.step
         if empty is not None:  # by a scalar that the kernel has anyway: with one more, XLA on TPU makes two kernels
-            step = jnp.where(empty, 0, step)
-        mu, size = codes.read(kept.mu, kept.windows[0], step, limit)
-        more = zip(_bytes(kept.nus[1:]), kept.windows[1:], strict=True)
-        sizes = (size, *(codes.decode_root(jnp.minimum(code, step), w) for code, w in more))
+            step = moments.where(jnp.asarray(empty), 0, step)
+        mu, size = codes.read(kept.mu, kept.scales[0], step, limit)
+        more = zip(_bytes(kept.nus[1:]), kept.scales[1:], strict=True)
+        sizes = (size, *(codes.decode_root(jnp.minimum(code, step), scale) for code, scale in more))
         return mu.astype(wide), tuple(s.astype(jnp.finfo(wide).dtype) for s in sizes)
 
     def save(self, kept: Kept, m: jax.Array, moving: Moving) -> tuple[Kept, jax.Array, Nus]:
         extremes, turn = codes.extremes([kept.mu, *map(codes.pack, _bytes(kept.nus[1:]))], moving.turn)
         bits = moving._replace(turn=turn).draws(1 + len(kept.nus))
-        exact, windows, limits = (m, moving.advance(moving.g)), [w[2:] for w in kept.windows], moving.limits
-        packed, *more = self._written(*exact, bits, windows, limits.ratios)
+        exact, scales, limits = (m, moving.advance(moving.g)), [pair[2:] for pair in kept.scales], moving.limits
+        packed, *more = self._written(*exact, bits, scales, limits.ratios)
         nus = kept.nus[0], *more
-        loaded = self.load(Kept(packed, nus, windows), m.dtype, limits.ratios, limit=limits.mu)
+        loaded = self.load(Kept(packed, nus, scales), m.dtype, limits.ratios, limit=limits.mu)
         (m, sizes), packed = straight_through.straight(exact, loaded, packed)
-        return Kept(packed, nus, extremes), m, sizes
+        return Kept(packed, nus, found=extremes), m, sizes
 
-    def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: ArrayLike) -> Kept:
+    def nearest(self, kept: Kept, m: jax.Array, nus: Nus, ratios: Any) -> Kept:
         windows = self.windows_of(nus)
         for s in nus:
             m += s - s  # NaN where either is not finite
-        packed, *more = self._written(m, nus, [_half(m)] * (1 + len(nus)), windows, ratios)
-        return Kept(packed, (kept.nus[0], *more), windows)
+        scales = codes.scale(windows)
+        packed, *more = self._written(m, nus, [_half(m)] * (1 + len(nus)), scales, ratios)
+        return Kept(packed, (kept.nus[0], *more), scales, windows)
 
-    def _written(self, m: jax.Array, nus: Nus, bits: list[jax.Array], windows: Any, ratios: ArrayLike) -> list[jax.Array]:
+    def _written(self, m: jax.Array, nus: Nus, bits: list[jax.Array], scales: Any, ratios: Any) -> list[jax.Array]:
         """The numbers of both moments, and the codes of AMSGrad's second root."""
         size, *more = [s.astype(jnp.float32) for s in nus]
-        packed = codes.write(m.astype(jnp.float32), size, bits, windows[0], ratios)
-        roots = (codes.encode_root(s, draws, w) for s, draws, w in zip(more, bits[2:], windows[1:], strict=True))
+        packed = codes.write(m.astype(jnp.float32), size, bits, scales[0], ratios)
+        roots = (codes.encode_root(s, draws, scale) for s, draws, scale in zip(more, bits[2:], scales[1:], strict=True))
         return [packed, *((code - 128).astype(jnp.int8) for code in roots)]
 
 

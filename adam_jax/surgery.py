@@ -104,10 +104,10 @@ def read_moments(state: Any, *, where: str | None = None, storage: StoragePerLea
     """
     node = trees.only(state, _STATES, where, _ADVICE)
     columns = [node.mu, node.nu, *([node.nu_max] if isinstance(node, ScaleByAmsgradState) else [])]
-    windows, ratios = ((), codes.MOST_RATIOS) if node.codes == () else (node.codes.windows, codes.ratios(node.codes.bound))
+    scales, ratios = ((), ()) if node.codes == () else (codes.scale(node.codes.windows), codes.ratios(node.codes.bound))
 
     def read(at: trees.At, mu: jax.Array, *nus: jax.Array) -> tuple[jax.Array, ...]:
-        kept = Kept(mu, nus, windows[at.number] if len(windows) else ())
+        kept = Kept(mu, nus, scales[at.number] if len(scales) else ())
         how = held_by(at, kept, node.form, storage)
         m, s = how.load(how.emptied(kept, jnp.asarray(node.count) <= 0), _wide(kept), ratios)
         return m, *s
@@ -152,7 +152,7 @@ def write_moments(
     given = [held.mu, held.nu, *([held.nu_max] if isinstance(node, ScaleByAmsgradState) else [])]
     change = _change(held.form, node.form)
     values = [_values(name, tree, node.mu) for name, tree in zip(("mu", "nu", "nu_max"), given, strict=False)]
-    windows, bound, ratios = [], None, codes.MOST_RATIOS
+    windows, bound, ratios = [], None, ()
     if node.codes != ():
         bound = jnp.maximum(node.codes.bound, _largest_ratio(values[0], [change(x) for x in values[1]]))
         ratios = codes.ratios(bound)
@@ -161,7 +161,7 @@ def write_moments(
         kept = Kept(mu, nus)
         m, *s = (column[at.number] for column in values)
         new = held_by(at, kept, node.form, storage).nearest(kept, m, tuple(change(x) for x in s), ratios)
-        windows.append(new.windows)
+        windows.append(new.found)
         return new.mu, *new.nus
 
     new = _map(write, columns)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from adam_jax import checks, clock, codes, moments, norms, rounding, straight_through, trees
@@ -148,16 +149,16 @@ def scale_by_norm(
         extremes: dict[int, Any] = {}
 
         def step(at: trees.At, g: ArrayLike | None, *kept: jax.Array) -> tuple[Any, ...]:
-            how, stream, windows = leaves[at.number]
+            how, stream, old = leaves[at.number]
             if g is None:  # a state that counts as empty is emptied here, too
                 held = Kept(kept[0], kept[1:])
-                held = jax.lax.cond(empty, lambda: how.emptied(held, True), lambda: held)
+                held = lax.cond(empty, lambda: how.emptied(held, True), lambda: held)
                 return None, held.mu, *held.nus
             if how.rounds:
                 trees.check_whole(at, jnp.asarray(g))
-            of_leaf, old = norm.rooted(coarse=True) if how.narrow else norm, Kept(kept[0], kept[1:], windows)
-            u, new = _leaf_step(how, ahead, of_leaf, jnp.asarray(g), old, k, limits, empty, turn, stream)
-            extremes[at.number] = new.windows
+            of_leaf = norm.rooted(coarse=True) if how.narrow else norm
+            u, new = _jitted(how, ahead)(of_leaf, jnp.asarray(g), old, k, limits, empty, turn, stream)
+            extremes[at.number] = new.found
             return u, new.mu, *new.nus
 
         updates, kept = trees.map_updates(step, updates, (mu, *nus), params, always=True)
@@ -192,8 +193,8 @@ def _keeps(b1: Decay, m: Tick, count: ArrayLike, *, correct_mu: bool) -> jax.Arr
     return (1.0 - after.rate) * after.kept
 
 
-def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any, count: jax.Array) -> list[tuple[Storage, Any, Any]]:
-    """How each trained leaf is kept, its sequence of draws and its windows.
+def _of_leaves(choice: Choice, mu: Any, nus: list[Any], held: Any, count: jax.Array) -> list[tuple[Storage, Any, Kept]]:
+    """How each trained leaf is kept, its sequence of draws, and what is kept of it.
 
     What differs between leaves comes in arrays from behind a barrier, or XLA on GPU would make it a constant of each kernel,
     and leaves of one shape could not share theirs.
@@ -202,51 +203,66 @@ def _of_leaves(choice: Choice, mu: Any, nus: list[Any], codes: Any, count: jax.A
     there = [(trees.At(keys), Kept(leaf, tuple(rest))) for (keys, leaf), *rest in columns if not trees.is_absent(leaf)]
     how = [choice.old(at, kept) for at, kept in there]
     if not any(storage.rounds for storage in how):
-        return [(storage, np.uint32(0), ()) for storage in how]
+        return [(storage, np.uint32(0), kept) for storage, (_, kept) in zip(how, there, strict=True)]
     streams = [jnp.asarray(storage.stream(at), jnp.uint32) for storage, (at, _) in zip(how, there, strict=True)]
-    windows = codes.windows if choice.narrow else ()
-    data = zip(how, _as_data(streams, windows, count), strict=True)
-    return [(storage, stream, own if storage.windowed else ()) for storage, (stream, own) in data]
+    scales = codes.scale(held.windows) if choice.narrow else ()
+    opened = iter(straight_through.opened([kept for storage, (_, kept) in zip(how, there, strict=True) if storage.rounds]))
+    found = []
+    for storage, (_, kept), (stream, own) in zip(how, there, _as_data(streams, scales, count), strict=True):
+        kept = next(opened) if storage.rounds else kept
+        found.append((storage, stream, kept._replace(scales=own) if storage.windowed else kept))
+    return found
 
 
-def _as_data(streams: list[jax.Array], windows: Any, count: jax.Array) -> list[Any]:
-    """The stream and the windows of each leaf, from where XLA does not look for their values.
+def _as_data(streams: list[jax.Array], scales: Any, count: jax.Array) -> list[Any]:
+    """The stream and the scales of each leaf, from where XLA does not look for their values.
 
     That is behind a barrier, or on CPU, which drops barriers, in a branch.
     """
 
-    def branch(windows: Any, count: jax.Array) -> list[Any]:
+    def branch(scales: Any, count: jax.Array) -> list[Any]:
         def each() -> list[Any]:
-            return [(stream, *(x[i] for x in jax.tree.leaves(windows))) for i, stream in enumerate(streams)]
+            return [(stream, *(x[i] for x in jax.tree.leaves(scales))) for i, stream in enumerate(streams)]
 
-        return jax.lax.cond(count < 0, lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(each)), each)
+        return lax.cond(count < 0, lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(each)), each)
 
-    def barrier(windows: Any, _: jax.Array) -> list[Any]:
-        arrays = [jnp.stack(streams), *jax.tree.leaves(windows)]
-        return jax.lax.optimization_barrier([tuple(x[i] for x in arrays) for i in range(len(streams))])
+    def barrier(scales: Any, _: jax.Array) -> list[Any]:
+        arrays = [jnp.stack(streams), *jax.tree.leaves(scales)]
+        return lax.optimization_barrier([tuple(x[i] for x in arrays) for i in range(len(streams))])
 
-    found = jax.lax.platform_dependent(windows, count, cpu=branch, default=barrier)
-    return found if jax.tree.leaves(windows) else [(stream, ()) for (stream,) in found]
+    found = lax.platform_dependent(scales, count, cpu=branch, default=barrier)
+    return found if jax.tree.leaves(scales) else [(stream, ()) for (stream,) in found]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.lru_cache
+def _jitted(how: Storage, ahead: Ahead) -> Callable[..., tuple[jax.Array, Kept]]:
+    """`_leaf_step`, so that leaves of one shape are traced once. Static arguments would cost a quarter more of each call."""
+    return jax.jit(functools.partial(_leaf_step, how, ahead))
+
+
 def _leaf_step(
     how: Storage, ahead: Ahead, norm: Norm, g: jax.Array, kept: Kept, k: _Scalars, limited: Limits | None, empty: jax.Array,
     turn: jax.Array, stream: jax.Array,
 ) -> tuple[jax.Array, Kept]:  # fmt: skip
-    """Algorithm 1 on one leaf. Jitted, so that leaves of one shape are traced once; what differs between them is data."""
+    """Algorithm 1 on one leaf; what differs between leaves of one shape is data."""
     # jnp's functions are jitted each by itself, and would be traced once a shape; loops in codes of one's own stay loops
     with contextlib.nullcontext() if how.is_own else jax.disable_jit():
         wide, limits = moments.accumulator_dtype(g.dtype, kept.mu.dtype), limited or Limits()
         norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
         gradient = moments.saturate(g.astype(wide), norm.squares)
-        kept = straight_through.opened(kept)._replace(windows=[tuple(w) for w in kept.windows]) if how.rounds else kept
+        kept = kept._replace(scales=_scalars(kept.scales))
         m, nus = how.load(kept, wide, limits.ratios_before, empty=empty)
         m = norm.average(m, gradient, k.moved)
         moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, turn, limits)
         kept, m, new = how.save(kept, m, moving)  # the step is that of the moments as they are kept
         m = ahead(m, gradient, k, functools.partial(how.bounded, size=new[0], limit=limits.gradient))
         return moments.direction(m, norm.size(new, k.v), k.eps).astype(g.dtype), kept
+
+
+def _scalars(x: Any) -> list[list[jax.Array]]:
+    """The elements of a matrix."""
+    at = [[(i, j) for j in range(x.shape[1])] for i in range(len(x))]
+    return [[lax.squeeze(lax.slice(x, (i, j), (i + 1, j + 1)), (0, 1)) for i, j in row] for row in at]
 
 
 def _as_it_is(m: jax.Array, *_: Any) -> jax.Array:
@@ -266,7 +282,7 @@ def _limits(norm: Norm, held: Codes, m: Tick, v: Tick, count: jax.Array) -> Limi
     bound = norm.next_ratio(before, m.moved, v)
     bound = jnp.where(jnp.isinf(constant), bound, jnp.maximum(bound, constant))
     most, bound = norm.most_of_gradient(v), bound.astype(held.bound.dtype)
-    return jax.lax.stop_gradient(Limits(bound, most, codes.ratios(held.bound), codes.ratios(bound)))
+    return lax.stop_gradient(Limits(bound, most, codes.ratios(held.bound), codes.ratios(bound)))
 
 
 def _cast(dtype: np.dtype, x: ArrayLike) -> jax.Array:

@@ -68,7 +68,7 @@ def test_a_window_that_was_left_upwards_or_holds_nothing_becomes_all_octaves():
 def test_windows_at_the_ends_of_float32_stay_among_its_numbers(high):
     start, fine = _coming(high, high, codes.EVERY_OCTAVE)
     assert 1 <= start <= high <= start + (256 >> fine) - 1 <= 254  # 255 is the exponent of infinity
-    s = codes.decode_root(jnp.array([1, 254]), jnp.array([start, fine]))
+    s = codes.decode_root(jnp.array([1, 254]), codes.scale(jnp.array([start, fine])))
     assert np.isfinite(np.asarray(s)).all()
 
 
@@ -76,9 +76,9 @@ def test_windows_at_the_ends_of_float32_stay_among_its_numbers(high):
 def test_roots_below_the_window_are_raised_to_its_lowest_number_and_others_stay(window):
     lowest = 2.0 ** (window[0] - 127) if window[0] else 0.0
     s = jnp.array([0.0, 1e-30, lowest / 2, lowest, 1.5 * lowest, 1.0, 1e30])
-    np.testing.assert_array_equal(codes.raised(s, jnp.array(window)), np.maximum(s, lowest))
-    code = jnp.zeros(1, jnp.int32) + 1
-    np.testing.assert_array_equal(codes.decode_root(code, jnp.array(window)), lowest)
+    scale = codes.scale(jnp.array(window))
+    np.testing.assert_array_equal(codes.raised(s, scale).view(jnp.float32), np.maximum(s, lowest))
+    np.testing.assert_array_equal(codes.decode_root(jnp.ones(1, jnp.int32), scale), lowest)
 
 
 def test_a_new_state_begins_with_the_window_of_all_octaves():
@@ -93,19 +93,20 @@ def test_given_moments_get_the_window_that_training_chooses_at_the_default_decay
 
 def test_ratios_are_as_fine_as_the_bound_allows():
     bounds = np.array([0.5, 1.0, 7.27, 7.42, 8.0, 31.6, 100.0, 400.0, 1e4, 1e30])
-    found = np.array([int(codes.ratios(bound)) for bound in bounds])
+    found = np.array([int(codes.ratios(bound).octave) for bound in bounds])
     assert (found == np.clip(127 / np.log2(1 + bounds / 0.0085), 8, 13).astype(int)).all()
     for n in range(9, 14):  # and from where on they are one less
         last = 0.0085 * (2 ** (127 / n) - 1)
-        assert (int(codes.ratios(0.9998 * last)), int(codes.ratios(1.0002 * last))) == (n, n - 1)
+        assert [int(codes.ratios(x * last).octave) for x in (0.9998, 1.0002)] == [n, n - 1]
     for bound, n in zip(bounds, found, strict=True):
-        reach = float(codes.decode_ratio(jnp.int32(127), codes.step(n)))
-        assert reach >= bound or n == 8
-        assert 0 < int(codes.step(n)) * n - 2**23 <= n  # units: the least that are more than an n-th of an octave
+        step = codes.ratios(bound).step
+        assert float(codes.decode_ratio(jnp.int32(127), step)) >= bound or n == 8
+        assert 0 < int(step) * n - 2**23 <= n  # units: the least that are more than an n-th of an octave
         # one more would not reach, or reach by less than a thousandth
-        assert n == 13 or float(codes.decode_ratio(jnp.int32(127), codes.step(n + 1))) < bound * 1.001
-    saturated = codes.encode_ratio(jnp.array([8.0, 1e9, jnp.inf]), jnp.zeros(3, jnp.uint32), codes.MOST_RATIOS)
-    np.testing.assert_array_equal(saturated, 127)
+        assert n == 13 or float(codes.decode_ratio(jnp.int32(127), jnp.int32(2**23 // (n + 1) + 1))) < bound * 1.001
+    r, half = jnp.array([8.0, 1e9, jnp.inf]), jnp.full(3, 2**31, jnp.uint32)
+    np.testing.assert_array_equal(codes.encode_ratio(r, half, codes.ratios(7.27)), 127)
+    np.testing.assert_array_equal(codes.encode_ratio(100 * r, half, codes.ratios(400.0)), 127)
 
 
 def test_one_gradient_400_times_all_before_is_remembered():

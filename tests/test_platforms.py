@@ -27,10 +27,10 @@ def platform(request, monkeypatch) -> str:
 @pytest.mark.usefixtures("platform")
 def test_extremes_are_those_of_positive_roots():
     root, m = jnp.array([[0, 7, 200, 3, 250, 90]]), jnp.array([[1.0, -1.0, 1.0, 1.0, jnp.nan, 1.0]])
-    window, half = jnp.array([127, 3]), jnp.full(root.shape, 2**31, jnp.uint32)
-    s = codes.decode_root(root, window)
+    scale, half = codes.scale(jnp.array([127, 3])), jnp.full(root.shape, 2**31, jnp.uint32)
+    s = codes.decode_root(root, scale)
     for ratio in (0.0, 7.0):
-        packed = codes.write(ratio * m * s, s, (half, half), window, codes.MOST_RATIOS)
+        packed = codes.write(ratio * m * s, s, (half, half), scale, codes.ratios(7.27))
         turn = jnp.uint32(7)
         (found, some), same = codes.extremes([packed, packed[:, [3, 4, 1]]], turn)
         assert (found, some, same) == ((200, 3), (7, 3), turn)  # neither zero nor NaN

@@ -202,9 +202,8 @@ def _errors(counts):
 
     @jax.jit
     def below(counts):
-        return (rounding.draws_at(index[:, None], rounding.stream(0, "w"), rounding.turn(counts)) < thresholds[:, None]).sum(
-            1
-        )
+        turns = rounding.turn(counts)[None]
+        return (rounding.draws_at(index[:, None], rounding.stream(0, "w"), turns) < thresholds[:, None]).sum(1)
 
     times = np.stack([np.asarray(below(row)) for row in counts])
     n = counts.shape[1]

@@ -56,21 +56,21 @@ def _train(tx: Any, gradients: jax.Array) -> tuple[jax.Array, Any]:
 
 # the codes
 
-WINDOW = jnp.array([127, 3])
+WINDOW, RATIOS = codes.scale(jnp.array([127, 3])), codes.ratios(BOUND)
 
 
 def _packed(root: jax.Array, ratio: jax.Array, sign: float | jax.Array) -> jax.Array:
     """The numbers of these codes, in a window of 32 octaves from 1 on."""
     half = jnp.full(root.shape, 2**31, jnp.uint32)
-    s, size = codes.decode_root(root, WINDOW), codes.decode_ratio(ratio, codes.step(codes.MOST_RATIOS))
-    return codes.write(sign * size * s, s, (jnp.zeros_like(half), half), WINDOW, codes.MOST_RATIOS)
+    s, size = codes.decode_root(root, WINDOW), codes.decode_ratio(ratio, RATIOS.step)
+    return codes.write(sign * size * s, s, (jnp.zeros_like(half), half), WINDOW, RATIOS)
 
 
 def test_every_ratio_is_encoded_as_itself():
     code = jnp.arange(128)
     for bound, reach in ((BOUND, 7.4), (31.6, 31.6), (400.0, 400.0)):
         ratios = codes.ratios(bound)
-        ratio = codes.decode_ratio(code, codes.step(ratios))
+        ratio = codes.decode_ratio(code, ratios.step)
         assert float(ratio[-1]) > reach
         assert (np.diff(ratio) > 0).all()
         for bits in (0, 0xF0000000):
@@ -80,7 +80,7 @@ def test_every_ratio_is_encoded_as_itself():
 @pytest.mark.parametrize("window", [(0, 0), (110, 3), (120, 4), (125, 5)])
 def test_every_root_is_encoded_as_itself(window):
     code = jnp.arange(2, 255)
-    w = jnp.array(window)
+    w = codes.scale(jnp.array(window))
     for bits in (0, 0xFFFFFFFF):
         np.testing.assert_array_equal(
             codes.encode_root(codes.decode_root(code, w), jnp.full(253, bits, jnp.uint32), w), code
@@ -94,7 +94,7 @@ def test_one_number_holds_both_codes_and_nan():
     root, ratio = (x.ravel() for x in jnp.meshgrid(jnp.arange(255), jnp.arange(128)))
     packed = _packed(root, ratio, 1.0)
     assert jnp.isfinite(packed).all()
-    step = codes.step(codes.MOST_RATIOS)
+    step = RATIOS.step
     m, s = codes.read(packed, WINDOW, step)
     np.testing.assert_array_equal(s, codes.decode_root(root, WINDOW))
     np.testing.assert_array_equal(m, codes.decode_ratio(ratio, step) * s)  # of a root of zero nothing is kept
@@ -107,19 +107,19 @@ def test_one_number_holds_both_codes_and_nan():
 
 def test_numbers_are_nan_where_a_first_moment_is_not_finite_and_nowhere_else():
     half = jnp.full(4, 2**31, jnp.uint32)
-    packed = codes.write(jnp.array([jnp.nan, jnp.inf, -jnp.inf, 3.0]), jnp.ones(4), (half, half), WINDOW, codes.MOST_RATIOS)
-    for x in (packed, codes.read(packed, WINDOW, codes.step(codes.MOST_RATIOS))[0]):
+    packed = codes.write(jnp.array([jnp.nan, jnp.inf, -jnp.inf, 3.0]), jnp.ones(4), (half, half), WINDOW, RATIOS)
+    for x in (packed, codes.read(packed, WINDOW, RATIOS.step)[0]):
         np.testing.assert_array_equal(jnp.isnan(x), [True, True, True, False])
 
 
 def test_rounding_to_eight_bits_is_right_on_average():
     bits = (jnp.arange(1 << 12, dtype=jnp.uint32) << 20) + (1 << 19)
     for x in (0.0123, 0.9, 1.337, 5.1):
-        most = codes.MOST_RATIOS
-        ratio = codes.decode_ratio(codes.encode_ratio(jnp.full(1 << 12, -x), bits, most), codes.step(most))
+        ratio = codes.decode_ratio(codes.encode_ratio(jnp.full(1 << 12, -x), bits, RATIOS), RATIOS.step)
         # exact within a cell but where the cell spans two octaves of float32: there off by at most 1/100 of the cell
         assert float(ratio.mean()) == pytest.approx(x, abs=0.02 * float(jnp.ptp(ratio)) + 1e-5)
-        root = codes.decode_root(codes.encode_root(jnp.full(1 << 12, x), bits, jnp.array([115, 3])), jnp.array([115, 3]))
+        scale = codes.scale(jnp.array([115, 3]))
+        root = codes.decode_root(codes.encode_root(jnp.full(1 << 12, x), bits, scale), scale)
         assert float(root.mean()) == pytest.approx(x, rel=1e-4)  # 4096 evenly spread fractions
 
 
@@ -130,7 +130,7 @@ def _given(how: storage.Storage) -> tuple[storage.Kept, jax.Array, storage.Nus]:
     """Moments of AMSGrad, rounded to nearest, and what they are: of both signs, the second maximum far above the first."""
     s = jnp.linspace(1.0, 1.9, N)
     m, nus = jnp.linspace(-7.0, 7.0, N) * s, (s, 1e3 * s)
-    return how.nearest(storage.Kept(*_empty(how), windows=()), m, nus, codes.MOST_RATIOS), m, nus
+    return how.nearest(storage.Kept(*_empty(how)), m, nus, RATIOS), m, nus
 
 
 def _empty(how: storage.Storage) -> tuple[jax.Array, storage.Nus]:
@@ -141,7 +141,7 @@ def _empty(how: storage.Storage) -> tuple[jax.Array, storage.Nus]:
 def test_given_moments_are_rounded_to_nearest():
     for how, half in ((storage.bfloat16(), 2**-8), (storage.Storage(ONE_MORE, ONE_MORE), 1e-6)):
         kept, m, nus = _given(how)
-        loaded = how.load(kept, jnp.float32, codes.MOST_RATIOS)
+        loaded = how.load(kept, jnp.float32, RATIOS)
         for got, x in zip(jax.tree.leaves(loaded), (m, *nus), strict=True):
             np.testing.assert_allclose(got, x, rtol=half, atol=1e-6)
 
@@ -149,7 +149,7 @@ def test_given_moments_are_rounded_to_nearest():
 def test_given_moments_are_rounded_to_the_nearest_codes_of_eight_bits():
     kept, m, nus = _given(storage.int8())
     assert [x.dtype for x in (kept.mu, *kept.nus)] == [jnp.bfloat16, bool, jnp.int8]
-    got, roots = storage.int8().load(kept, jnp.float32, codes.MOST_RATIOS)
+    got, roots = storage.int8().load(kept, jnp.float32, RATIOS)
     for root, s in zip(roots, nus, strict=True):
         np.testing.assert_allclose(root, s, rtol=2**-6)  # half of the distance of two codes, 32 to an octave
     np.testing.assert_allclose(got / roots[0], m / nus[0], rtol=0.5 / 13, atol=0.5 / 13 * codes.OFFSET)
@@ -163,10 +163,10 @@ def test_given_moments_are_rounded_to_the_nearest_codes_of_eight_bits():
 def test_what_counts_as_empty_is_loaded_as_zero_and_all_else_as_it_is(how):
     kept, *_ = _given(how)
     kept = kept._replace(mu=kept.mu.at[0].set(jnp.nan))
-    plain = jax.tree.leaves(how.load(kept, jnp.float32, codes.MOST_RATIOS))
+    plain = jax.tree.leaves(how.load(kept, jnp.float32, RATIOS))
     for empty in (True, False):
-        loaded = how.load(kept, jnp.float32, codes.MOST_RATIOS, empty=jnp.array(empty))
-        emptied = how.load(how.emptied(kept, empty), jnp.float32, codes.MOST_RATIOS)
+        loaded = how.load(kept, jnp.float32, RATIOS, empty=jnp.array(empty))
+        emptied = how.load(how.emptied(kept, empty), jnp.float32, RATIOS)
         for x, y, z in zip(jax.tree.leaves(loaded), jax.tree.leaves(emptied), plain, strict=True):
             np.testing.assert_array_equal(x, jnp.where(empty, 0.0, z))
             np.testing.assert_array_equal(y, jnp.where(empty, 0.0, z))
@@ -212,7 +212,7 @@ def test_a_root_never_becomes_zero_unless_it_is():
     s = jnp.array([1.2e-38, 1e-30, 1e-9, 1.0, 1e30, 3e38, jnp.inf])
     for window in ((0, 0), (1, 3), (110, 4), (223, 3)):
         for bits in (0, 0xFFFFFFFF):
-            w = jnp.array(window)
+            w = codes.scale(jnp.array(window))
             code = codes.encode_root(s, jnp.full(s.shape, bits, jnp.uint32), w)
             decoded = codes.decode_root(code, w)
             assert (np.asarray(decoded) > 0).all() or window == (0, 0)  # which begins at the lowest float32
@@ -546,20 +546,19 @@ def test_the_moments_of_an_element_are_rounded_by_draws_of_their_own():
 def test_the_codes_of_an_element_are_rounded_by_draws_of_their_own_and_their_extremes_are_read():
     n, how, one = 1 << 14, storage.int8(), jnp.ones(1 << 14)
     kept = storage.Kept(how.empty(one, jnp.float32, 0), (how.empty(one, jnp.float32, 1), how.empty(one, jnp.float32, 2)))
-    kept = kept._replace(windows=[(120, 3, 120, 3)] * 2)
-    kept = kept._replace(windows=[tuple(map(jnp.int32, window)) for window in kept.windows])
+    kept = kept._replace(scales=[tuple(codes.scale(jnp.array([120, 3, 120, 3])))] * 2)
     stream, turn, half = rounding.stream(0, "w"), rounding.turn(7), 1 + 1 / 16  # between two codes
-    moving = storage.Moving(lambda _: (half * one, 2 * half * one), one, 0.1, stream, turn, storage.Limits())
-    ratio = codes.decode_ratio(jnp.array([80, 81]), codes.step(codes.MOST_RATIOS)).mean()
+    moving = storage.Moving(lambda _: (half * one, 2 * half * one), one, 0.1, stream, turn, storage.Limits(ratios=RATIOS))
+    ratio = codes.decode_ratio(jnp.array([80, 81]), RATIOS.step).mean()
     new, _, _ = how.save(kept, ratio * half * one, moving)
     both = np.asarray(new.mu).view(np.uint16)
     root, first = both >> 7, both & 127
     drawn = np.stack([np.asarray(x, np.float64) for x in (root, first, new.nus[1])])
     assert (np.ptp(drawn, axis=1) == 1).all()
     assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 5 / n**0.5  # five standard deviations
-    again, _, _ = how.save(new._replace(windows=kept.windows), one, moving)
+    again, _, _ = how.save(new._replace(scales=kept.scales), one, moving)
     read = [(x.max(), x.min()) for x in (root, new.nus[1].astype(jnp.int32) + 128)]
-    np.testing.assert_array_equal(again.windows, read)  # the extremes of what is read, of each second moment
+    np.testing.assert_array_equal(again.found, read)  # the extremes of what is read, of each second moment
 
 
 # what they take

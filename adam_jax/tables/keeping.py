@@ -119,11 +119,12 @@ class Keeping:
         templates = [self.how.empty(row, row.dtype, moment) for moment in (0, 1)]
 
         def one(i: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[Kept, jax.Array, jax.Array]:
-            kept = Kept(templates[0], (templates[1],), self.how.windows_of((nu,)))
+            windows = self.how.windows_of((nu,))
+            kept = Kept(templates[0], (templates[1],), codes.scale(windows) if self.how.windowed else ())
             own = jnp.asarray(stream) + i.astype(jnp.uint32) * np.uint32(len(mu))  # so that draws go on from row to row
             moving = Moving(lambda _: (nu,), mu, 0.0, own, turn, limits)
             new, mu, (nu,) = self.how.save(kept, mu, moving)
-            return Kept(new.mu, new.nus, kept.windows), mu, nu
+            return Kept(new.mu, new.nus, found=windows), mu, nu
 
         kept, mu, nu = jax.vmap(one)(ids, rows.mu, rows.nu)
         return kept, rows._replace(mu=mu, nu=nu)
@@ -145,7 +146,7 @@ class Keeping:
             nu=put(state.nu, kept.nus[0]),
             row_count=put(state.row_count, rows.count),
             row_log_keep=put(state.row_log_keep, rows.log_keep),
-            row_window=put(state.row_window, kept.windows[:, 0, :2] if len(kept.windows) else None),
+            row_window=put(state.row_window, kept.found[:, 0, :2] if len(kept.found) else None),
             residual=put(state.residual, residual),
         )
         return put(table, values), state
@@ -169,7 +170,8 @@ class Keeping:
         dtypes, limits = self.how.dtypes(wide), self._limits()
 
         def one(mu: jax.Array, nu: jax.Array, window: Any, empty: jax.Array) -> tuple[jax.Array, jax.Array]:
-            kept = Kept(_floats(mu, dtypes[0]), (_floats(nu, dtypes[1]),), () if window is None else window[None])
+            scales = () if window is None else codes.scale(window[None])
+            kept = Kept(_floats(mu, dtypes[0]), (_floats(nu, dtypes[1]),), scales)
             mu, (nu,) = self.how.load(self.how.emptied(kept, empty), wide, limits.ratios, limits.mu)
             return mu, nu
 

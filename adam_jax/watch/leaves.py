@@ -30,6 +30,7 @@ def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
     """Each trained leaf of a state of the Adam family: one second moment, or AMSGrad's two, of which the last divides."""
     narrow = getattr(node, "codes", ())
     bound, windows = narrow if isinstance(narrow, storage.Codes) else (jnp.asarray(norms.UNBOUNDED), None)
+    scales = None if windows is None else codes.scale(windows)
     choice = None if given is None else choices.Choice(given)
     from_optax = isinstance(node, optax.ScaleByAdamState)  # which keeps numbers as they are, in any dtype
     columns = [node.mu, node.nu, *([node.nu_max] if hasattr(node, "nu_max") else [])]
@@ -39,7 +40,7 @@ def watched_leaves(node: Any, given: StoragePerLeaf) -> list[WatchedLeaf]:
         if trees.is_absent(mu):
             continue
         at = trees.At(keys, len(found))
-        kept = Kept(mu, tuple(nus), () if windows is None else windows[len(found)])
+        kept = Kept(mu, tuple(nus), () if scales is None else scales[len(found)])
         how = Storage() if from_optax else choices.held_by(at, kept, node.form, given)
         how = choice.old(at, kept) if choice else how
         found.append(WatchedLeaf(at.path, kept, how, bound, jnp.asarray(node.count) <= 0))
