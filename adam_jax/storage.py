@@ -179,8 +179,8 @@ class Storage:
         return self.narrow or isinstance(self.first, Code)
 
     def stream(self, at: At) -> ArrayLike:
-        """The leaf's sequence of draws."""
-        return rounding.stream(self.seed, at.path)
+        """The leaf's sequence of draws, a NumPy number."""
+        return rounding.stream(int(self.seed), at.path)
 
     def dtypes(self, wide: DTypeLike) -> tuple[np.dtype, np.dtype]:
         """Of what is kept of first and second moments whose arithmetic is in `wide`."""

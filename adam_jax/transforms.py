@@ -204,34 +204,33 @@ def _of_leaves(choice: Choice, mu: Any, nus: list[Any], held: Any, count: jax.Ar
     how = [choice.old(at, kept) for at, kept in there]
     if not any(storage.rounds for storage in how):
         return [(storage, np.uint32(0), kept) for storage, (_, kept) in zip(how, there, strict=True)]
-    streams = [jnp.asarray(storage.stream(at), jnp.uint32) for storage, (at, _) in zip(how, there, strict=True)]
-    scales = codes.scale(held.windows) if choice.narrow else ()
+    streams = np.array([storage.stream(at) for storage, (at, _) in zip(how, there, strict=True)], np.uint32)
+    data = _as_data([streams, codes.scale(held.windows)] if choice.narrow else [streams], count)
     opened = iter(straight_through.opened([kept for storage, (_, kept) in zip(how, there, strict=True) if storage.rounds]))
     found = []
-    for storage, (_, kept), (stream, own) in zip(how, there, _as_data(streams, scales, count), strict=True):
+    for storage, (_, kept), (stream, *scales) in zip(how, there, data, strict=True):
         kept = next(opened) if storage.rounds else kept
-        found.append((storage, stream, kept._replace(scales=own) if storage.windowed else kept))
+        found.append((storage, stream, kept._replace(scales=scales[0]) if storage.windowed else kept))
     return found
 
 
-def _as_data(streams: list[jax.Array], scales: Any, count: jax.Array) -> list[Any]:
-    """The stream and the scales of each leaf, from where XLA does not look for their values.
+def _as_data(arrays: list[Any], count: jax.Array) -> list[tuple[jax.Array, ...]]:
+    """The elements of arrays along their first axis, from where XLA does not look for their values.
 
     That is behind a barrier, or on CPU, which drops barriers, in a branch.
     """
 
-    def branch(scales: Any, count: jax.Array) -> list[Any]:
-        def each() -> list[Any]:
-            return [(stream, *(x[i] for x in jax.tree.leaves(scales))) for i, stream in enumerate(streams)]
+    def each(arrays: Any) -> list[tuple[jax.Array, ...]]:
+        return [tuple(lax.index_in_dim(x, i, keepdims=False) for x in arrays) for i in range(len(arrays[0]))]
 
-        return lax.cond(count < 0, lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(each)), each)
+    def branch(count: jax.Array, *arrays: jax.Array) -> list[Any]:
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(each, arrays))
+        return lax.cond(count < 0, lambda: zeros, lambda: each(arrays))
 
-    def barrier(scales: Any, _: jax.Array) -> list[Any]:
-        arrays = [jnp.stack(streams), *jax.tree.leaves(scales)]
-        return lax.optimization_barrier([tuple(x[i] for x in arrays) for i in range(len(streams))])
+    def barrier(_: jax.Array, *arrays: jax.Array) -> list[Any]:
+        return lax.optimization_barrier(each(arrays))
 
-    found = lax.platform_dependent(scales, count, cpu=branch, default=barrier)
-    return found if jax.tree.leaves(scales) else [(stream, ()) for (stream,) in found]
+    return lax.platform_dependent(count, *arrays, cpu=branch, default=barrier)
 
 
 @functools.lru_cache

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,16 +43,11 @@ def test_extremes_are_those_of_positive_roots():
 def test_what_only_guides_a_compiler_changes_no_number():
     x = jnp.array([1.0, -0.0, 0.0, 3e38, -1e-30, jnp.inf, -jnp.inf, jnp.nan])
     np.testing.assert_array_equal(low_precision._once(x).view(jnp.uint32), x.view(jnp.uint32))
-    streams, windows = [jnp.uint32(5), jnp.uint32(9)], jnp.arange(8, dtype=jnp.int32).reshape(2, 1, 4)
+    streams, scales = np.array([5, 9], np.uint32), jnp.arange(8, dtype=jnp.int32).reshape(2, 1, 4)
     for count in (0, 7):
-        both = transforms._as_data(streams, windows, jnp.int32(count))
-        for i, (stream, own) in enumerate(both):
-            assert int(stream) == int(streams[i])
-            np.testing.assert_array_equal(own, windows[i])
-        assert [(int(stream), own) for stream, own in transforms._as_data(streams, (), jnp.int32(count))] == [
-            (5, ()),
-            (9, ()),
-        ]
+        for given in ([streams, scales], [streams]):
+            found = transforms._as_data(given, jnp.int32(count))
+            chex.assert_trees_all_equal(found, [tuple(x[i] for x in given) for i in range(2)])
     assert float(scaling._sum([jnp.float32(x) for x in (1.0, 2.0, 4.5)])) == 7.5
     assert scaling._sum([]) == 0
 
