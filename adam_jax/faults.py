@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
 from adam_jax import checks, moments, trees
 
@@ -72,15 +74,15 @@ def skip_nonfinite(
             new_updates, new_inner = inner.update(updates, before, params, **extra_args)
             return new_updates, jax.tree.map(_as_before, new_inner, before)
 
-        nothing = jax.tree.map(lambda u: jnp.full(u.shape, -0.0, u.dtype), jax.eval_shape(step)[0])
+        nothing = jax.tree.map(lambda u: lax.full(u.shape, -0.0, u.dtype), jax.eval_shape(step)[0])
 
         def branch(good: jax.Array) -> tuple[Any, Any]:  # writes the state in place on CPU, and not on TPU
-            return jax.lax.cond(good, step, lambda: (nothing, before))
+            return lax.cond(good, step, lambda: (nothing, before))
 
         def choose(good: jax.Array) -> tuple[Any, Any]:
             return jax.tree.map(functools.partial(moments.where, good), step(), (nothing, before))
 
-        new_updates, new_inner = jax.lax.platform_dependent(good, cpu=branch, default=choose)
+        new_updates, new_inner = lax.platform_dependent(good, cpu=branch, default=choose)
         consecutive = jnp.where(good, 0, optax.safe_increment(state.consecutive))
         total = jnp.where(good, state.total, optax.safe_increment(state.total))
         stuck = jnp.zeros([], bool) if max_consecutive is None else consecutive >= max_consecutive
@@ -117,9 +119,10 @@ def raise_if_stuck(state: Any, *, where: str | None = None) -> None:
 
 def _all_finite(updates: Any) -> jax.Array:
     """By a sum of zeros, NaN where anything is not finite: XLA takes that and a norm in one pass, and not booleans."""
-    with jax.disable_jit():  # of jnp's functions, each of which is traced once a shape
-        found = [jnp.sum(g * 0) == 0 for g in jax.tree.leaves(updates) if trees.is_trained(g)]
-        return jnp.all(jnp.stack(found)) if found else jnp.ones([], bool)
+    wide = [moments.widened(g) for g in jax.tree.leaves(updates) if trees.is_trained(g)]
+    sums = [moments.total(lax.mul(g, np.zeros([], g.dtype))) for g in wide]
+    found = [lax.eq(total, np.zeros([], total.dtype)) for total in sums]
+    return jnp.all(jnp.stack(found)) if found else jnp.ones([], bool)
 
 
 def _as_before(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -39,6 +39,7 @@ __all__ = [
     "small_average",
     "squared",
     "times",
+    "total",
     "where",
     "widened",
     "within",
@@ -115,6 +116,11 @@ def saturate(g: jax.Array, squares: int) -> jax.Array:
 def squared(g: jax.Array) -> jax.Array:
     """|g|^2 as a real array."""
     return g.real * g.real + g.imag * g.imag if jnp.iscomplexobj(g) else lax.mul(g, g)
+
+
+def total(x: jax.Array) -> jax.Array:
+    """The sum of all elements, as `jnp.sum` of float32 or wider, in a quarter of its tracing."""
+    return lax.reduce(x, np.zeros([], x.dtype), lax.add, tuple(range(x.ndim)))
 
 
 def magnitude(g: jax.Array) -> jax.Array:

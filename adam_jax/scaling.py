@@ -112,8 +112,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtr
         trained = [moments.widened(u) for u in jax.tree.leaves(updates) if trees.is_trained(u)]
         size = 2 * max(1, sum(u.size for u in trained))
         widest = moments.accumulator_dtype(*(jnp.finfo(u.dtype).dtype for u in trained))
-        with jax.disable_jit():  # of jnp's functions, each of which is traced once a shape
-            squares = [jnp.asarray(_sum_of_squares(u, size), widest) for u in trained]
+        squares = [jnp.asarray(_sum_of_squares(u, size), widest) for u in trained]
         norm = moments.root(_sum(squares))
         most = jnp.asarray(max_norm, norm.dtype)
         return _scale(jnp.where(norm <= most, 1.0, most / jnp.where(norm <= most, 1.0, norm)), updates), state
@@ -263,14 +262,13 @@ def _scale(factor: ArrayLike, updates: Any) -> Any:
         wide = moments.widened(u)
         return moments.times(jnp.asarray(factor, jnp.finfo(wide.dtype).dtype), wide).astype(jnp.result_type(u))
 
-    with jax.disable_jit():
-        return jax.tree.map(lambda u: scale(u) if trees.is_trained(u) else u, updates)
+    return jax.tree.map(lambda u: scale(u) if trees.is_trained(u) else u, updates)
 
 
 def _sum_of_squares(u: jax.Array, size: int) -> jax.Array:
     """In one pass, and a form that XLA fuses into the reduction: clipping u itself would be written to memory first."""
     square = moments.squared(u)
-    return jnp.sum(jax.lax.min(square, np.asarray(float(jnp.finfo(u.dtype).max) / size, square.dtype)))
+    return moments.total(jax.lax.min(square, np.asarray(float(jnp.finfo(u.dtype).max) / size, square.dtype)))
 
 
 def _sum(numbers: list[jax.Array]) -> jax.Array:

@@ -249,7 +249,7 @@ def _leaf_step(
         wide, limits = moments.accumulator_dtype(g.dtype, kept.mu.dtype), limited or Limits()
         norm, k, limits = jax.tree.map(functools.partial(_cast, jnp.finfo(wide).dtype), (norm, k, limits))
         gradient = moments.saturate(g.astype(wide), norm.squares)
-        kept = kept._replace(scales=_scalars(kept.scales))
+        kept = kept._replace(scales=_elements(kept.scales))
         m, nus = how.load(kept, wide, limits.ratios_before, empty=empty)
         m = norm.average(m, gradient, k.moved)
         moving = Moving(lambda g: norm.advance(nus, g, k.v), gradient, k.v.moved, stream, turn, limits)
@@ -258,7 +258,7 @@ def _leaf_step(
         return moments.direction(m, norm.size(new, k.v), k.eps).astype(g.dtype), kept
 
 
-def _scalars(x: Any) -> list[list[jax.Array]]:
+def _elements(x: Any) -> list[list[jax.Array]]:
     """The elements of a matrix."""
     at = [[(i, j) for j in range(x.shape[1])] for i in range(len(x))]
     return [[lax.squeeze(lax.slice(x, (i, j), (i + 1, j + 1)), (0, 1)) for i, j in row] for row in at]
