@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adam_jax import clock
+from adam_jax import clock, norms
 from adam_jax.tables import catching_up
 
 STARTS = (1, 2, 3, 10, 30, 100, 1000)
@@ -64,7 +64,7 @@ def _caught_up(settings, s, count, value, mu, nu):
 )
 def test_a_catch_up_follows_every_history_and_every_eps(b1, b2, bound):
     for s in STARTS:
-        for skip in (1, 2, 5, 40, 800):
+        for skip in (0, 1, 2, 5, 40, 800):
             settings = catching_up.Settings(1.0, b1, b2, 1.0, 0.0)
             row = _case(b1, b2, s)
             got, want = _caught_up(settings, s, s + skip, *row), _step_by_step(*row, s, s + skip, settings)
@@ -93,11 +93,38 @@ def test_a_catch_up_follows_schedules_and_weight_decay(schedule, decay):
         np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=3e-4)  # as above
 
 
-def test_the_decay_of_a_row_that_was_never_touched_is_the_product_over_all_steps():
-    settings = catching_up.Settings(lambda t: 0.1 / (1.0 + t), 0.9, 0.999, 1e-8, 0.1)
-    value, *_ = _caught_up(settings, 0, 5000, np.ones(1), np.zeros(1), np.zeros(1))
-    want = np.prod(1 - 0.01 / (1.0 + np.arange(5000)))
+@pytest.mark.parametrize("count", [1, 40, 5000])
+def test_the_decay_of_a_row_that_was_never_touched_is_the_product_over_all_steps(count):
+    settings = catching_up.Settings(lambda t: 0.1 / (1.0 + t), 0.9, 0.999, 0.0, 0.1)
+    value, *_ = _caught_up(settings, 0, count, np.ones(1), np.zeros(1), np.zeros(1))
+    want = np.prod(1 - 0.01 / (1.0 + np.arange(count)))
     np.testing.assert_allclose(value, want, rtol=1e-6)  # one float32 exponential of a sum kept in two parts
+
+
+def test_a_catch_up_of_roots_is_that_of_their_squares_and_counts_the_steps():
+    settings = catching_up.Settings(1.0, 0.9, 0.999, 1e-2, 0.0)
+    value, mu, nu = (jnp.asarray(x)[None] for x in _case(0.9, 0.999, 5))
+    squares, roots = (
+        _catch_up(settings._replace(norm=norm), catching_up.Rows(value, mu, kept, jnp.array([5]), None), 45, None)
+        for norm, kept in ((norms.Square(), nu), (norms.Root(), jnp.sqrt(nu)))
+    )
+    np.testing.assert_allclose(roots.now, squares.now, rtol=1e-5)
+    np.testing.assert_allclose(roots.nu, jnp.sqrt(squares.nu), rtol=1e-5)
+    np.testing.assert_array_equal((squares.count, roots.count), 45)
+
+
+@pytest.mark.parametrize("b1", [0.0, 0.9])
+def test_a_catch_up_at_traced_settings_is_that_at_numbers(b1):
+    numbers = 0.1, b1, 0.99, 1e-2, 0.1
+    value, mu, nu = (jnp.asarray(x)[None] for x in _case(0.9, 0.99, 5))
+    ledger = jnp.zeros((1, 2))
+
+    def catch_up(*numbers):
+        rows = catching_up.Rows(value + 1.0, mu, nu, jnp.array([5]), ledger)
+        return catching_up.catch_up(catching_up.Settings(*numbers), rows, 45, ledger[0] + 40 * np.log(0.99))
+
+    want, got = jax.jit(lambda: catch_up(*numbers))(), jax.jit(catch_up)(*numbers)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), got, want)
 
 
 def test_the_steps_left_out_by_the_cut_move_no_coordinate_by_more_than_it_says():

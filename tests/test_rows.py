@@ -125,6 +125,16 @@ def test_gathered_rows_of_float32_are_brought_up_to_date_in_the_table(mode):
     assert int(state.row_count[0]) == (5 if mode == "exact" else 1)
 
 
+@pytest.mark.parametrize("mode", ["exact", "lazy"])
+def test_rows_learn_on_when_counts_are_as_large_as_they_get(mode):
+    tx = tables.row_adam(0.1, mode=mode)
+    table, last = jnp.ones((1, 1)), jnp.int32(2**31 - 1)
+    state = tx.init(table)._replace(count=last, row_count=last[None], mu=table, nu=table)
+    table, state = jax.jit(tx.update)(table, state, jnp.array([0]), -table)
+    assert state.count == state.row_count == last  # -2^31 takes no step
+    np.testing.assert_allclose((state.mu[0, 0], table[0, 0]), [0.8, 0.92], rtol=1e-6)
+
+
 def test_gathering_rows_with_narrow_moments_rounds_nothing():
     table, ids, gradients = _zipf(5)
     tx = tables.row_adam(1.0, storage="bfloat16")

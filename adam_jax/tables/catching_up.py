@@ -38,6 +38,7 @@ __all__ = ["Rows", "Settings", "catch_up", "log_decay", "tick"]
 
 CUT = 1e-5  # what the steps left out of a catch-up may add up to, in learning rates
 UNROLL = 4  # steps in one turn of the innermost loop
+LEAST = 1.2e-38  # a float32 number that processors without subnormal numbers have
 
 
 class Settings(NamedTuple):
@@ -222,5 +223,5 @@ def _weight(decay: ArrayLike, count: jax.Array, dtype: DTypeLike) -> jax.Array:
 def _log(decay: ArrayLike, dtype: DTypeLike) -> jax.Array:
     """The logarithm of b; for b = 0 a number so low that its exponential is nearly that, and 0 times it is 0."""
     if isinstance(decay, (int, float)):
-        return jnp.asarray(math.log(max(decay, 1e-38)), dtype)
-    return jnp.log(jnp.maximum(jnp.asarray(decay, dtype), 1e-38))
+        return jnp.asarray(math.log(max(decay, LEAST)), dtype)
+    return jnp.log(jnp.maximum(jnp.asarray(decay, dtype), LEAST))

@@ -280,7 +280,8 @@ def _stepped(
     settings: Settings, keeping: Keeping, ids: jax.Array, rows: Rows, gradients: jax.Array, state: RowAdamState
 ) -> tuple[Rows, Kept]:
     """Algorithm 1 on the rows touched, whose weights are those of their own count. `state` counts this update already."""
-    dtype, norm, number, before = rows.mu.dtype, settings.norm, rows.count + 1, jnp.asarray(state.count) - 1
+    dtype, norm = rows.mu.dtype, settings.norm
+    number, before = optax.safe_increment(rows.count), jnp.asarray(state.count) - 1
     m, v = (tick(b, number, dtype) for b in (settings.b1, settings.b2))
     g = moments.saturate(gradients, norm.squares)
     mu, (nu,) = norm.average(rows.mu, g, m.moved), norm.advance((rows.nu,), g, v)
