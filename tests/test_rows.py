@@ -115,14 +115,84 @@ def test_narrow_moments_of_rows_lead_where_float32_leads(mode, storage, limit, s
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) <= size * table.size
 
 
-@pytest.mark.parametrize("mode", ["exact", "lazy"])
-def test_gathered_rows_of_float32_are_brought_up_to_date_in_the_table(mode):
-    tx = tables.row_adam(0.1, mode=mode)
-    table = jnp.zeros((2, 1))
-    table, state = jax.jit(tx.update)(table, tx.init(table), jnp.array([0]), jnp.ones((1, 1)))
-    rows, after, state = jax.jit(tx.gather)(table, state._replace(count=jnp.int32(5)), jnp.array([0]))
-    np.testing.assert_array_equal(after[0], rows[0])
-    assert int(state.row_count[0]) == (5 if mode == "exact" else 1)
+@pytest.mark.parametrize(
+    ("mode", "dtype", "settings", "writes"),
+    [
+        ("exact", jnp.float32, {}, True),
+        ("exact", jnp.bfloat16, {"residual": 16}, True),
+        ("exact", jnp.bfloat16, {"residual": 8}, False),
+        ("exact", jnp.float16, {}, False),
+        ("exact", jnp.float32, {"storage": "bfloat16"}, False),
+        ("lazy", jnp.float32, {}, False),
+    ],
+)
+def test_gathered_rows_are_brought_up_to_date_in_the_table_where_that_rounds_nothing(mode, dtype, settings, writes):
+    tx = tables.row_adam(0.1, mode=mode, **settings)
+    table = jnp.ones((2, 1), dtype)
+    one = jax.lax.bitcast_convert_type(jnp.ones((2, 1), jnp.bfloat16), jnp.uint16) if "storage" in settings else 1
+    state = tx.init(table)
+    state = state._replace(count=jnp.int32(5), row_count=jnp.array([1, 5]), mu=state.mu + one, nu=state.nu + one)
+    rows, after, new = jax.jit(tx.gather)(table, state, jnp.array([0]))
+    assert (rows[0, 0] == 1) == (mode == "lazy")
+    if writes:
+        np.testing.assert_array_equal(after[0], rows[0])
+        np.testing.assert_array_equal(new.row_count, 5)
+    else:
+        jax.tree.map(np.testing.assert_array_equal, (after, new), (table, state))
+
+
+def test_a_gather_at_a_count_of_zero_reads_the_table_and_empties_the_state():
+    tx, table = tables.row_adam(0.1, eps=0.0, weight_decay=0.1), jnp.arange(1.0, 7.0).reshape(3, 2)
+    old = tx.init(table)._replace(mu=table, nu=table, row_count=jnp.array([3, 4, 5]), log_keep=jnp.array([-3.0, 0.1]))
+    rows, after, state = jax.jit(tx.gather)(table, old._replace(row_log_keep=-table), jnp.array([2, 0, -1]))
+    np.testing.assert_array_equal(rows, [[5, 6], [1, 2], [0, 0]])
+    np.testing.assert_array_equal(after, table)
+    assert not any(np.any(x) for x in (state.count, state.row_count, state.log_keep, state.mu[::2]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "kept"),
+    [
+        ({"weight_decay": 0.1}, "float32", "mu:float32 nu:float32 log_keep:2 row_log_keep:2"),
+        ({"storage": "bfloat16"}, "float16", "mu:uint16 nu:uint16"),
+        ({"storage": "int8", "residual": 8}, "bfloat16", "mu:uint16 row_window:2 residual:uint8"),
+        ({"mode": "lazy", "weight_decay": 0.1, "residual": 16}, "bfloat16", "mu:float32 nu:float32 residual:uint16"),
+    ],
+)
+def test_a_state_begins_as_zeros_for_each_row_of_what_is_documented(settings, dtype, kept):
+    state = tables.row_adam(**settings).init(jnp.ones((4, 3), dtype))
+    there = {"count": ((), jnp.int32), "row_count": ((4,), jnp.int32)}
+    for name, what in (part.split(":") for part in kept.split()):
+        shape = ((2,) if name == "log_keep" else (4, 2)) if what == "2" else (4, 3)
+        there[name] = shape, jnp.dtype(what if what != "2" else "int32" if name == "row_window" else "float32")
+    found = {name: x for name, x in state._asdict().items() if isinstance(x, jax.Array) and (x.ndim or name == "count")}
+    assert {name: (x.shape, x.dtype) for name, x in found.items()} == there
+    assert not any(x.any() for x in found.values())
+
+
+def test_lazy_rows_are_adam_with_a_count_for_each_row():
+    rng = np.random.default_rng(7)
+    ids, gradients, value = rng.integers(-1, 6, (20, 4)), rng.normal(size=(20, 4, 3)), rng.normal(size=(5, 3))
+    m, v, n = np.zeros((5, 3)), np.zeros((5, 3)), np.zeros((5, 1))
+    tx = tables.row_adam(
+        lambda count: 0.1 / (count + 1.0), 0.8, 0.9, 1e-2, mode="lazy", weight_decay=lambda count: 1.0 / (count + 1.0)
+    )
+    gather, update, table = jax.jit(tx.gather), jax.jit(tx.update), jnp.asarray(value, jnp.float32)
+    state = tx.init(table)
+    for count, (batch, g) in enumerate(zip(ids, gradients, strict=True)):
+        rows, table, state = gather(table, state, jnp.asarray(batch))
+        table, state = update(table, state, jnp.asarray(batch), jnp.asarray(g, jnp.float32))
+        inside = (batch >= 0) & (batch < 5)
+        np.testing.assert_allclose(rows, np.where(inside[:, None], value[batch % 5], 0), rtol=1e-5, atol=1e-6)
+        for i in np.unique(batch[inside]):
+            total = g[batch == i].sum(0)
+            m[i], v[i], n[i] = 0.8 * m[i] + 0.2 * total, 0.9 * v[i] + 0.1 * total**2, n[i] + 1
+            step = m[i] / (1 - 0.8 ** n[i]) / (np.sqrt(v[i] / (1 - 0.9 ** n[i])) + 1e-2)
+            value[i] -= 0.1 / (count + 1) * (step + value[i] / (count + 1))
+    np.testing.assert_allclose(table, value, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.mu, m / (1 - 0.8**n), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.nu, v / (1 - 0.9**n), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal([*state.row_count, state.count], [*n[:, 0], 20])
 
 
 @pytest.mark.parametrize("mode", ["exact", "lazy"])
