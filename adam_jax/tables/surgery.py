@@ -67,7 +67,7 @@ def grow(tx: RowAdam, table: jax.Array, state: RowAdamState, rows: ArrayLike) ->
         >>> print(tx.flush(table, state)[0][:, 0])
         [0.85 0.95 1.  ]
     """
-    if jnp.ndim(rows) != 2 or jnp.shape(rows)[1:] != jnp.shape(table)[1:]:
+    if jnp.shape(rows)[1:] != jnp.shape(table)[1:]:
         raise ValueError(f"rows must have shape (M, {jnp.shape(table)[1]}), as the table has, got {list(jnp.shape(rows))}")
     table, state = tx.flush(table, state)
     more, low = jnp.asarray(rows).astype(table.dtype), None
@@ -106,7 +106,7 @@ def drop(tx: RowAdam, table: jax.Array, state: RowAdamState, ids: ArrayLike) -> 
         >>> print(table[:, 0], state.row_count.shape)
         [0. 2.] (2,)
     """
-    gone = np.asarray(ids, np.int64).ravel()
+    gone = np.asarray(ids, np.int64)
     if np.any((gone < 0) | (gone >= len(table))):
         raise ValueError(f"ids must be in [0, {len(table)}), got {gone[(gone < 0) | (gone >= len(table))]}")
     stay = np.setdiff1d(np.arange(len(table)), gone)
