@@ -127,6 +127,21 @@ def test_a_catch_up_at_traced_settings_is_that_at_numbers(b1):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), got, want)
 
 
+@pytest.mark.parametrize("shape", [(0.5, 0.5), (3.0, 1.0), (1.0, 9.0), (0.2, 5.0)], ids=str)
+def test_two_nodes_have_the_sums_of_all_steps_of_a_band(shape):
+    rng = np.random.default_rng(0)
+    y, c, x_first = rng.beta(*shape, (9, 30)), rng.random((9, 30)), np.linspace(0.5, 3, 9)
+    c[0, 1:], c[1, :] = 0.0, 0.0  # a single step, and none
+    sums = catching_up._Sums(jnp.zeros(9), tuple(jnp.asarray((c * y**i).sum(1), jnp.float32) for i in range(4)))
+    nodes = catching_up._two_nodes(sums, jnp.asarray(x_first, jnp.float32))
+    x = x_first[:, None] * (1.0 + y)
+    for i in range(4):
+        got, want = sum(np.float64(c) * np.float64(x) ** i for c, x in nodes), (c * x**i).sum(1)
+        np.testing.assert_allclose(got, want, rtol=3e-5)
+    for _, x in nodes:
+        assert np.all((x_first <= x) & (x <= 2 * x_first))
+
+
 def test_the_steps_left_out_by_the_cut_move_no_coordinate_by_more_than_it_says():
     def cut(b1, b2):
         return int(catching_up._cut(catching_up.Settings(1.0, b1, b2, 1e-8, 0.0)))

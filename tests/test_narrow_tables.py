@@ -98,6 +98,18 @@ def test_the_step_of_rows_is_that_of_the_moments_as_they_are_kept():
     np.testing.assert_allclose(table, -mu / root, rtol=1e-6)
 
 
+def test_draws_of_moments_are_those_of_a_leaf():
+    tx, table, g = (
+        tables.row_adam(0.1, storage="bfloat16"),
+        jnp.zeros((16, 64)),
+        jax.random.normal(jax.random.key(0), (16, 64)),
+    )
+    ids = jnp.array([3, 15, 0])
+    _, state = jax.jit(tx.update)(table, tx.init(table), ids, g[ids])
+    want = rounding.round_to(g, jnp.bfloat16, rounding.draws(g.shape, rounding.stream(0, ""), rounding.turn(1)))
+    np.testing.assert_array_equal(jax.lax.bitcast_convert_type(state.mu, jnp.bfloat16)[ids], want[ids])
+
+
 def test_draws_are_those_of_the_element_the_seed_and_the_count():
     table, g = jnp.ones((16, 64), jnp.bfloat16), jnp.ones((16, 64))
 
@@ -106,7 +118,8 @@ def test_draws_are_those_of_the_element_the_seed_and_the_count():
         state = tx.init(table)._replace(count=jnp.int32(count))
         return np.asarray(jax.jit(tx.update)(table, state, ids, g[: len(ids)])[0])
 
-    every = moved(jnp.arange(16))
+    every, draws = moved(jnp.arange(16)), rounding.draws((16, 64), rounding.stream(0, "table"), rounding.turn(1))
+    np.testing.assert_array_equal(every, rounding.round_to(jnp.full((16, 64), 0.998), jnp.bfloat16, draws))
     assert 0.1 < (every != 1).mean() < 0.9
     np.testing.assert_array_equal(moved(jnp.array([3, 9]))[jnp.array([3, 9])], every[jnp.array([3, 9])])
     np.testing.assert_array_equal(moved(jnp.arange(16)[::-1]), every)

@@ -141,13 +141,14 @@ def test_gathered_rows_are_brought_up_to_date_in_the_table_where_that_rounds_not
         jax.tree.map(np.testing.assert_array_equal, (after, new), (table, state))
 
 
-def test_a_gather_at_a_count_of_zero_reads_the_table_and_empties_the_state():
+def test_a_gather_at_a_count_of_zero_reads_the_table_whatever_the_state_holds():
     tx, table = tables.row_adam(0.1, eps=0.0, weight_decay=0.1), jnp.arange(1.0, 7.0).reshape(3, 2)
     old = tx.init(table)._replace(mu=table, nu=table, row_count=jnp.array([3, 4, 5]), log_keep=jnp.array([-3.0, 0.1]))
     rows, after, state = jax.jit(tx.gather)(table, old._replace(row_log_keep=-table), jnp.array([2, 0, -1]))
     np.testing.assert_array_equal(rows, [[5, 6], [1, 2], [0, 0]])
     np.testing.assert_array_equal(after, table)
-    assert not any(np.any(x) for x in (state.count, state.row_count, state.log_keep, state.mu[::2]))
+    np.testing.assert_array_equal((state.mu[::2], state.nu[::2]), 0.0)
+    np.testing.assert_array_equal(state.row_count[::2], 0)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,49 @@ def test_a_state_begins_as_zeros_for_each_row_of_what_is_documented(settings, dt
     found = {name: x for name, x in state._asdict().items() if isinstance(x, jax.Array) and (x.ndim or name == "count")}
     assert {name: (x.shape, x.dtype) for name, x in found.items()} == there
     assert not any(x.any() for x in found.values())
+
+
+def test_a_flush_reaches_every_row_of_a_tall_table():
+    tx, table = tables.row_adam(0.1), jnp.zeros((2 * tables.rows.CHUNK + 5, 1))
+    ones = jnp.ones_like(table)
+    state = tx.init(table)._replace(count=jnp.int32(5), mu=ones, nu=ones, row_count=jnp.ones(len(table), jnp.int32))
+    table, state = jax.jit(tx.flush)(table, state)
+    np.testing.assert_array_equal(state.row_count, 5)
+    assert table[0, 0] < 0
+    np.testing.assert_allclose(table, np.broadcast_to(table[0], table.shape), rtol=1e-6)
+
+
+def test_a_flush_of_lazy_rows_is_nothing_at_all():
+    tx, table = tables.row_adam(0.1, mode="lazy", storage="int8"), jnp.ones((2, 1))
+    state = tx.init(table)._replace(count=jnp.int32(5))
+    after, same = tx.flush(table, state)
+    assert after is table
+    assert all(x is y for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(state), strict=True))
+
+
+def test_an_empty_list_names_no_row():
+    tx, table = tables.row_adam(0.1, weight_decay=0.1), jnp.ones((3, 2))
+    rows, *same = jax.eval_shape(lambda table, state: tx.gather(table, state, []), table, tx.init(table))
+    assert rows.shape == (0, 2)
+    assert jax.tree.map(jnp.shape, tuple(same)) == jax.tree.map(jnp.shape, (table, tx.init(table)))
+
+
+def test_a_gradient_whose_square_is_infinite_moves_a_row_by_one_learning_rate():
+    tx, table = tables.row_adam(0.1, mode="lazy"), jnp.zeros((1, 2))
+    table, _ = jax.jit(tx.update)(table, tx.init(table), jnp.array([0]), jnp.array([[1e30, -1e38]]))
+    np.testing.assert_allclose(table, [[-0.1, 0.1]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("narrow", [(0,), (1,), (0, 1)], ids=str)
+def test_moments_of_rows_are_kept_in_codes_of_ones_own(narrow):
+    half = adam_jax.storage.Code(jnp.float16, lambda x, _: x.astype(jnp.float16), lambda kept: kept.astype(jnp.float32))
+    own = adam_jax.storage.Storage(*(half if moment in narrow else None for moment in (0, 1)))
+    tx, table = tables.row_adam(0.1, mode="lazy", storage=own), jnp.zeros((2, 2))
+    table, state = jax.jit(tx.update)(table, tx.init(table), jnp.array([1]), jnp.array([[3.0, -1.0]]))
+    table, state = jax.jit(tx.update)(table, state, jnp.array([1]), jnp.array([[3.0, -1.0]]))
+    for moment, kept in enumerate((state.mu, state.nu)):
+        assert kept.dtype == (jnp.uint16 if moment in narrow else jnp.float32)  # the bits of float16
+    np.testing.assert_allclose(table, [[0, 0], [-0.2, 0.2]], rtol=1e-3)
 
 
 def test_lazy_rows_are_adam_with_a_count_for_each_row():

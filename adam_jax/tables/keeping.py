@@ -175,11 +175,11 @@ class Keeping:
             mu, (nu,) = self.how.load(self.how.emptied(kept, empty), wide, limits.ratios, limits.mu)
             return mu, nu
 
-        return jax.vmap(one, (0, 0 if nu.ndim else None, None if window is None else 0, 0))(mu, nu, window, empty)
+        return jax.vmap(one, (0, 0 if nu.ndim else None, 0, 0))(mu, nu, window, empty)
 
     def _limits(self) -> Limits:
         bound = jnp.minimum(self.largest_ratio(), norms.UNBOUNDED)
-        return Limits(bound, ratios_before=codes.ratios(bound), ratios=codes.ratios(bound))
+        return Limits(bound, ratios=codes.ratios(bound))
 
 
 def on_any_mesh(

@@ -158,7 +158,7 @@ class _Tables:
             found = self._take(table, state, flat)
             state = state._replace(count=_after(jnp.asarray(state.count), found.count))
             if self.exact and not self.keeping.rounds(table):
-                table, state = self._write(table, _begun(state), flat, found)
+                table, state = self._write(table, state, flat, found)
             rows = jnp.where((flat < len(table))[:, None], found.now, 0.0)
             return rows.astype(table.dtype).reshape(*ids.shape, table.shape[1]), table, state
 
@@ -182,7 +182,7 @@ class _Tables:
 
     def flush(self, table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
         def flushed(table: jax.Array, state: RowAdamState) -> tuple[jax.Array, RowAdamState]:
-            return jax.lax.fori_loop(jnp.int32(0), jnp.int32(-(-len(table) // CHUNK)), chunk, (table, _begun(state)))
+            return jax.lax.fori_loop(jnp.int32(0), jnp.int32(-(-len(table) // CHUNK)), chunk, (table, state))
 
         def chunk(i: jax.Array, carry: tuple[jax.Array, RowAdamState]) -> tuple[jax.Array, RowAdamState]:
             table, state = carry
@@ -195,7 +195,7 @@ class _Tables:
 
     def clear(self, table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, RowAdamState]:
         def cleared(table: jax.Array, state: RowAdamState, ids: jax.Array) -> tuple[jax.Array, RowAdamState]:
-            state, flat = _begun(state), _inside(table, ids)
+            flat = _inside(table, ids)
             rows = self._take(table, state, flat)
             count = rows.count if self.exact else jnp.zeros_like(rows.count)
             rows = rows._replace(mu=jnp.zeros_like(rows.mu), nu=jnp.zeros_like(rows.nu), count=count)
