@@ -15,15 +15,14 @@ STARTS = (1, 2, 3, 10, 30, 100, 1000)
 
 def _worst_ratio(s, b1, b2):
     """The largest |mhat| / sqrt(vhat) that any s gradients can leave (Cauchy-Schwarz)."""
-    age = np.arange(s)
-    a1, a2 = ((1 - b) * b**age / -np.expm1(s * np.log(b)) for b in (b1, b2))
-    return np.sqrt((a1**2 / a2).sum())
+    first, second = ((1 - b) / -np.expm1(s * np.log(b)) for b in (b1, b2))
+    return np.sqrt(first**2 / second * ((b1 * b1 / b2) ** np.arange(s)).sum())
 
 
 def _step_by_step(value, mu, nu, s, count, settings):
     """The paper's loop in float64, on corrected moments, with gradient zero."""
     rate, b1, b2, eps, decay, _ = settings
-    m, v = mu * (1 - b1**s), nu * (1 - b2**s)
+    value, m, v = np.float64(value), np.float64(mu) * (1 - b1**s), np.float64(nu) * (1 - b2**s)
     for t in range(s + 1, count + 1):
         lr, wd = (x(t - 1) if callable(x) else x for x in (rate, decay))
         m, v = b1 * m, b2 * v
@@ -60,7 +59,16 @@ def _caught_up(settings, s, count, value, mu, nu):
 
 # Bounds: the worst found over these histories, with a margin of 2; the docstring's own bound is for all of them.
 @pytest.mark.parametrize(
-    ("b1", "b2", "bound"), [(0.9, 0.999, 3e-4), (0.9, 0.99, 4e-4), (0.9, 0.95, 2e-4), (0.99, 0.999, 2e-3), (0.5, 0.9, 1e-4)]
+    ("b1", "b2", "bound"),
+    [
+        (0.9, 0.999, 3e-4),
+        (0.9, 0.99, 4e-4),
+        (0.9, 0.95, 2e-4),
+        (0.99, 0.999, 2e-3),
+        (0.5, 0.9, 1e-4),
+        (0.3, 0.1, 1e-4),
+        (0.05, 0.003, 1e-4),
+    ],
 )
 def test_a_catch_up_follows_every_history_and_every_eps(b1, b2, bound):
     for s in STARTS:
@@ -73,6 +81,14 @@ def test_a_catch_up_follows_every_history_and_every_eps(b1, b2, bound):
             # exp(x) in float32 is off by x/2 ulp: at x = 8 that is 5e-7; what is left then does not matter
             np.testing.assert_allclose(got[1], want[1], rtol=1e-5, atol=1e-6 * np.abs(row[1]).max())
             np.testing.assert_allclose(got[2], want[2], rtol=1e-5, atol=1e-6 * np.abs(row[2]).max())
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-3])
+def test_a_catch_up_follows_second_moments_that_vanish_long_before_the_first(eps):
+    settings = catching_up.Settings(1.0, 0.1, 0.0105, eps, 0.0)
+    row = _case(0.1, 0.0105, 3)
+    got, want = _caught_up(settings, 3, 123, *row), _step_by_step(*row, 3, 123, settings)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-4)
 
 
 SCHEDULES = {
@@ -133,7 +149,7 @@ def test_two_nodes_have_the_sums_of_all_steps_of_a_band(shape):
     y, c, x_first = rng.beta(*shape, (9, 30)), rng.random((9, 30)), np.linspace(0.5, 3, 9)
     c[0, 1:], c[1, :] = 0.0, 0.0  # a single step, and none
     sums = catching_up._Sums(jnp.zeros(9), tuple(jnp.asarray((c * y**i).sum(1), jnp.float32) for i in range(4)))
-    nodes = catching_up._two_nodes(sums, jnp.asarray(x_first, jnp.float32))
+    nodes = catching_up._two_nodes(sums, jnp.asarray(x_first, jnp.float32), jnp.float32(2.0))
     x = x_first[:, None] * (1.0 + y)
     for i in range(4):
         got, want = sum(np.float64(c) * np.float64(x) ** i for c, x in nodes), (c * x**i).sum(1)
