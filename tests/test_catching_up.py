@@ -58,26 +58,26 @@ def _caught_up(settings, s, count, value, mu, nu):
 
 
 # Bounds: the worst found over these histories, with a margin of 2; the docstring's own bound is for all of them.
-@pytest.mark.parametrize(
-    ("b1", "b2", "bound"),
-    [
-        (0.9, 0.999, 3e-4),
-        (0.9, 0.99, 4e-4),
-        (0.9, 0.95, 2e-4),
-        (0.99, 0.999, 2e-3),
-        (0.5, 0.9, 1e-4),
-        (0.3, 0.1, 1e-4),
-        (0.05, 0.003, 1e-4),
-    ],
-)
-def test_a_catch_up_follows_every_history_and_every_eps(b1, b2, bound):
+BOUNDS = {
+    (0.9, 0.999): 1.5e-4,
+    (0.9, 0.99): 3e-4,
+    (0.9, 0.95): 8e-5,
+    (0.99, 0.999): 2e-3,
+    (0.5, 0.9): 1.5e-5,
+    (0.3, 0.1): 1e-6,
+    (0.05, 0.003): 1e-6,
+}
+
+
+@pytest.mark.parametrize(("b1", "b2"), BOUNDS)
+def test_a_catch_up_follows_every_history_and_every_eps(b1, b2):
     for s in STARTS:
         for skip in (0, 1, 2, 5, 40, 800):
             settings = catching_up.Settings(1.0, b1, b2, 1.0, 0.0)
             row = _case(b1, b2, s)
             got, want = _caught_up(settings, s, s + skip, *row), _step_by_step(*row, s, s + skip, settings)
             # float32 rounds a displacement of up to 200 learning rates to 2e-5 of them
-            np.testing.assert_allclose(got[0], want[0], rtol=1e-6, atol=bound, err_msg=f"{s} then {skip}")
+            np.testing.assert_allclose(got[0], want[0], rtol=1e-6, atol=BOUNDS[b1, b2], err_msg=f"{s} then {skip}")
             # exp(x) in float32 is off by x/2 ulp: at x = 8 that is 5e-7; what is left then does not matter
             np.testing.assert_allclose(got[1], want[1], rtol=1e-5, atol=1e-6 * np.abs(row[1]).max())
             np.testing.assert_allclose(got[2], want[2], rtol=1e-5, atol=1e-6 * np.abs(row[2]).max())
@@ -106,7 +106,7 @@ def test_a_catch_up_follows_schedules_and_weight_decay(schedule, decay):
         value, mu, nu = _case(0.9, 0.999, s)
         row = value + 1.0, mu, nu
         got, want = _caught_up(settings, s, s + 300, *row), _step_by_step(*row, s, s + 300, settings)
-        np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=3e-4)  # as above
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1.2e-4)  # as above
 
 
 @pytest.mark.parametrize("count", [1, 40, 5000])

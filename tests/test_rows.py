@@ -127,15 +127,16 @@ def test_narrow_moments_of_rows_lead_where_float32_leads(mode, storage, limit, s
     ],
 )
 def test_gathered_rows_are_brought_up_to_date_in_the_table_where_that_rounds_nothing(mode, dtype, settings, writes):
-    tx = tables.row_adam(0.1, mode=mode, **settings)
-    table = jnp.ones((2, 1), dtype)
-    one = jax.lax.bitcast_convert_type(jnp.ones((2, 1), jnp.bfloat16), jnp.uint16) if "storage" in settings else 1
+    tx = tables.row_adam(0.1, eps=0.0, mode=mode, **settings)
+    table = jnp.ones((3, 1), dtype)
+    one = jax.lax.bitcast_convert_type(jnp.ones((3, 1), jnp.bfloat16), jnp.uint16) if "storage" in settings else 1
     state = tx.init(table)
-    state = state._replace(count=jnp.int32(5), row_count=jnp.array([1, 5]), mu=state.mu + one, nu=state.nu + one)
-    rows, after, new = jax.jit(tx.gather)(table, state, jnp.array([0]))
-    assert (rows[0, 0] == 1) == (mode == "lazy")
+    state = state._replace(count=jnp.int32(5), row_count=jnp.array([1, 5, 0]), mu=state.mu + one, nu=state.nu + one)
+    rows, after, new = jax.jit(tx.gather)(table, state, jnp.array([0, 2]))  # of which the second was never touched
+    assert (rows[0, 0] < 1) == (mode == "exact")
+    assert rows[1, 0] == 1
     if writes:
-        np.testing.assert_array_equal(after[0], rows[0])
+        np.testing.assert_array_equal(after[::2], rows)
         np.testing.assert_array_equal(new.row_count, 5)
     else:
         jax.tree.map(np.testing.assert_array_equal, (after, new), (table, state))
