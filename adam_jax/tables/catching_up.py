@@ -126,8 +126,7 @@ def _moved(settings: Settings, rows: Rows, start: jax.Array, steps: jax.Array) -
     dtype = rows.mu.dtype
     longest = jnp.max(steps, initial=0)
     size = settings.norm.size((rows.nu,), settings.norm.full(1.0))  # of which no norm of a table needs the clock
-    log_b2 = _log(settings.b2, dtype)
-    most, kappa = (-0.35 / log_b2).astype(jnp.int32), jnp.maximum(jnp.exp(0.5 * (math.log(2.0) - log_b2)), 2.0)
+    most = (-0.35 / _log(settings.b2, dtype)).astype(jnp.int32)
 
     def move(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         done, moved, log_kept = carry
@@ -135,7 +134,7 @@ def _moved(settings: Settings, rows: Rows, start: jax.Array, steps: jax.Array) -
         after = jnp.minimum(done + jnp.maximum(jnp.minimum(earliest + done, most), 2), longest)
         sums, x_first = _band(settings, start, jnp.minimum(steps, after), done, after, dtype)
         moved = moved * jnp.exp(sums.log_kept)[:, None]
-        for c, x in _two_nodes(sums, x_first, kappa):
+        for c, x in _two_nodes(sums, x_first):
             eps = jnp.asarray(settings.eps, dtype) * x[:, None]
             moved -= c[:, None] * moments.direction(rows.mu, size, eps)
         return after, moved, log_kept + sums.log_kept
@@ -194,10 +193,8 @@ def _band(
     return sums, x_first
 
 
-def _two_nodes(
-    sums: _Sums, x_first: jax.Array, kappa: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The Gauss rule (C, x), (C, x) of a band whose x grows to at most kappa: the same sums of C x^i for i < 4."""
+def _two_nodes(sums: _Sums, x_first: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The Gauss rule (C, x), (C, x) of a band: the same sums of C x^i for i < 4 as all its steps have."""
     total, *higher = sums.powers
     mean, second, third = (s / jnp.where(total > 0, total, 1.0) for s in higher)
     variance = second - mean * mean
@@ -207,7 +204,7 @@ def _two_nodes(
     far = jnp.abs(half_skew) + jnp.sqrt(1.0 + half_skew * half_skew)
     up = jnp.where(half_skew > 0, far, 1.0 / far)  # from the mean to the upper node, in spreads; to the lower it is 1 / up
     spread = jnp.where(single, 0.0, spread)
-    low, high = (jnp.clip(y, 0.0, kappa - 1.0) for y in (mean - spread / up, mean + spread * up))
+    low, high = jnp.maximum(mean - spread / up, 0.0), mean + spread * up  # one that rounding has led astray weighs nothing
     share = 1.0 / (1.0 + up * up)
     return (total * (1.0 - share), x_first * (1.0 + low)), (total * share, x_first * (1.0 + high))
 
