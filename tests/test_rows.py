@@ -1,5 +1,6 @@
 """Row-sparse Adam is dense Adam, or PyTorch's SparseAdam with its bias correction put right, at the cost of the rows."""
 
+import inspect
 import re
 import warnings
 
@@ -599,6 +600,13 @@ def test_a_flax_nnx_model_trains_beside_a_dense_optimizer():
 def test_settings_that_cannot_be_honoured_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
         tables.row_adam(**settings)
+
+
+def test_defaults_are_those_of_adam_without_weight_decay():
+    rows, dense = (inspect.signature(f).parameters for f in (tables.row_adam, adam_jax.adam))
+    for name in ("learning_rate", "b1", "b2", "eps", "storage"):
+        assert rows[name].default == dense[name].default
+    assert [rows[name].default for name in ("mode", "weight_decay", "residual", "seed")] == ["exact", 0.0, 0, 0]
 
 
 def test_float64_tables_of_numpy_are_taken_as_float32():
