@@ -22,7 +22,7 @@ def _worst_ratio(s, b1, b2):
 def _step_by_step(value, mu, nu, s, count, settings):
     """The paper's loop in float64, on corrected moments, with gradient zero."""
     rate, b1, b2, eps, decay, _ = settings
-    value, m, v = np.float64(value), np.float64(mu) * (1 - b1**s), np.float64(nu) * (1 - b2**s)
+    value, m, v = (np.asarray(x, np.float64) * y for x, y in ((value, 1.0), (mu, 1 - b1**s), (nu, 1 - b2**s)))
     for t in range(s + 1, count + 1):
         lr, wd = (x(t - 1) if callable(x) else x for x in (rate, decay))
         m, v = b1 * m, b2 * v

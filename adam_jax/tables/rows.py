@@ -281,7 +281,7 @@ def _stepped(
 ) -> tuple[Rows, Kept]:
     """Algorithm 1 on the rows touched, whose weights are those of their own count. `state` counts this update already."""
     dtype, norm = rows.mu.dtype, settings.norm
-    number, before = optax.safe_increment(rows.count), jnp.asarray(state.count) - 1
+    number, before = jnp.asarray(optax.safe_increment(rows.count)), jnp.asarray(state.count) - 1
     m, v = (tick(b, number, dtype) for b in (settings.b1, settings.b2))
     g = moments.saturate(gradients, norm.squares)
     mu, (nu,) = norm.average(rows.mu, g, m.moved), norm.advance((rows.nu,), g, v)
