@@ -593,6 +593,7 @@ def test_a_flax_nnx_model_trains_beside_a_dense_optimizer():
         ({"storage": "float16"}, ValueError, "storage must be one of 'float32', 'root', 'bfloat16', 'int8'"),
         ({"storage": lambda _: "int8"}, TypeError, "storage must be a name or a Storage"),
         ({"residual": 4}, ValueError, "residual must be 0, 8 or 16"),
+        ({"residual": False}, ValueError, "residual must be 0, 8 or 16"),
         ({"seed": 0.5}, TypeError, "seed must be a whole number"),
         ({"lr": 0.5}, TypeError, "did you mean learning_rate"),
     ],
@@ -600,6 +601,18 @@ def test_a_flax_nnx_model_trains_beside_a_dense_optimizer():
 def test_settings_that_cannot_be_honoured_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
         tables.row_adam(**settings)
+
+
+def test_numbers_of_a_table_may_be_traced():
+    table, ids = jnp.ones((2, 1)), jnp.zeros(1, jnp.int32)
+
+    def update(*numbers):
+        tx = tables.row_adam(*numbers[:4], weight_decay=numbers[4])
+        return tx.flush(*tx.update(*tx.gather(table, tx.init(table), ids)[1:], ids, table[:1]))
+
+    after, state = jax.eval_shape(update, *map(jnp.float32, (0.1, 0.9, 0.99, 1e-8, 0.1)))
+    assert after.shape == table.shape
+    assert state.log_keep.shape == (2,)
 
 
 def test_defaults_are_those_of_adam_without_weight_decay():
@@ -634,6 +647,9 @@ def test_tables_ids_and_gradients_that_do_not_fit_are_refused():
         ValueError, match=r"table must be real, of shape \(N, D\) and at least 16 bits a number, got float32\[4\]"
     ):
         tx.init(jnp.zeros(4))
+    for shape in ((0, 2), (4, 0), (4, 2, 1)):
+        with pytest.raises(ValueError, match=r"table must be real, of shape \(N, D\)"):
+            tx.init(jnp.zeros(shape))
     for dtype in (jnp.complex64, jnp.float8_e4m3fn, jnp.int32):
         with pytest.raises(ValueError, match=r"table must be real, .* at least 16 bits"):
             tx.init(jnp.zeros((4, 2), dtype))
