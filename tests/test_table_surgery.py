@@ -125,8 +125,19 @@ def test_a_new_row_is_not_charged_for_the_decay_before_it_came():
     table = jnp.ones((2, 1))
     carry = _run(step, (table, tx.init(table)), (jnp.zeros((100, 1), jnp.int32), jnp.zeros((100, 1, 1))))
     table, state = tables.grow(tx, *carry, jnp.ones((1, 1)))
-    rows, *_ = tx.gather(table, state, jnp.array([1, 2]))
-    np.testing.assert_allclose(rows[:, 0], [0.99**100, 1.0], rtol=1e-6)  # .366 where ledgers were padded with zeros
+    np.testing.assert_allclose(table[:, 0], [0.99**100, 0.99**100, 1.0], rtol=1e-6)  # flushed
+    np.testing.assert_array_equal(state.row_count, 100)
+    np.testing.assert_allclose(tables.drop(tx, *carry, [0])[0], [[0.99**100]], rtol=1e-6)
+    carry = _run(step, (table, state), (jnp.zeros((200, 1), jnp.int32), jnp.zeros((200, 1, 1))))
+    rows, *_ = tx.gather(*carry, jnp.array([1, 2]))
+    np.testing.assert_allclose(rows[:, 0], [0.99**300, 0.99**200], rtol=1e-5)  # .05 where ledgers were padded with zeros
+
+
+def test_a_narrow_table_without_a_residual_is_widened():
+    table = jnp.full((2, 1), 1.5, jnp.bfloat16)
+    masters = tables.master_table(table, tables.row_adam().init(table))
+    assert masters.dtype == jnp.float32
+    np.testing.assert_array_equal(masters, 1.5)
 
 
 @pytest.mark.parametrize("mode", ["exact", "lazy"])

@@ -78,7 +78,7 @@ def grow(tx: RowAdam, table: jax.Array, state: RowAdamState, rows: ArrayLike) ->
         more, low = rounding.split(rounding.stochastic(x, half, 8) if bits == 8 else x, bits)
     new = tx.init(more)
     if isinstance(state.form, Exact):  # dense Adam has seen them at every step, with a gradient of zero
-        new = new._replace(count=state.count, row_count=jnp.full_like(new.row_count, state.count), log_keep=state.log_keep)
+        new = new._replace(count=state.count, log_keep=state.log_keep)
         _, new = tx.clear(more, new, jnp.arange(len(more)))  # written as zeros, in any code, and charged from now on
     new = new._replace(residual=low)
     return jnp.concatenate([table, more]), _by_row(lambda a, b: jnp.concatenate([a, b]), state, new)
