@@ -610,6 +610,8 @@ def test_numbers_of_a_table_may_be_traced():
         tx = tables.row_adam(*numbers[:4], weight_decay=numbers[4])
         return tx.flush(*tx.update(*tx.gather(table, tx.init(table), ids)[1:], ids, table[:1]))
 
+    for function in (lambda b1: update(0.1, b1, 0.99, 1e-8, 0.1), lambda b2: update(0.1, 0.9, b2, 1e-8, 0.1)):
+        jax.eval_shape(function, jnp.float32(0.99))
     after, state = jax.eval_shape(update, *map(jnp.float32, (0.1, 0.9, 0.99, 1e-8, 0.1)))
     assert after.shape == table.shape
     assert state.log_keep.shape == (2,)
