@@ -51,6 +51,14 @@ def test_low_precision_params_are_averaged_in_float32():
     np.testing.assert_array_equal(state[1].average, 1.0)
 
 
+def test_what_is_averaged_is_the_weight_that_apply_updates_makes():
+    tx, params = adam_jax.average_params(), jnp.ones(1, jnp.bfloat16)
+    updates, state = tx.update(jnp.float32([2**-8 + 2**-20]), tx.init(params), params)  # half a unit and a little
+    moved = optax.apply_updates(params, updates)
+    assert float(moved[0]) == 1 + 2**-7
+    np.testing.assert_array_equal(adam_jax.averaged_params(state, params), moved)
+
+
 def test_a_leaf_without_an_update_counts_as_it_is():
     tx = optax.chain(adam_jax.adam(0.1), adam_jax.average_params(0.5))
     params = {"w": jnp.ones(1), "frozen": jnp.full(1, 5.0)}

@@ -71,7 +71,8 @@ def test_the_host_can_read_that_it_is_stuck():
             with pytest.raises(FloatingPointError, match="not finite for"):
                 adam_jax.raise_if_stuck((state,))
     assert stuck == [False, False, False, True, True, False]
-    adam_jax.raise_if_stuck(state)
+    for free in (state, tx.init(PARAMS)):
+        adam_jax.raise_if_stuck(free)
     with pytest.raises(ValueError, match="max_consecutive must be a whole number >= 1, got 0"):
         adam_jax.skip_nonfinite(optax.sgd(1.0), 0)
     with pytest.raises(TypeError, match=r"tx must be an Optax transformation, with init and update, got 0\.001"):
@@ -132,6 +133,25 @@ def test_a_state_whose_dtype_drifts_inside_stays_as_it_was_at_init():
     for g, count in ((1.0, 1), (np.nan, 0)):
         _, state = tx.update(jnp.float32(g), tx.init(jnp.float32(0)))
         assert (state.inner_state.dtype, int(state.inner_state)) == (jnp.bfloat16, count)
+
+
+def test_a_random_key_inside_stays_where_a_step_is_skipped():
+    tx = adam_jax.skip_nonfinite(optax.add_noise(0.1, 0.5, jax.random.key(0)))
+    _, before = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+    for g, is_skipped in ((jnp.array([1.0, jnp.nan]), True), (jnp.ones(2), False)):
+        _, after = tx.update(g, before)
+        assert (after.inner_state.rng_key == before.inner_state.rng_key) == is_skipped
+
+
+@pytest.mark.parametrize("wrap", [adam_jax.skip_nonfinite, adam_jax.in_float32])
+def test_extra_arguments_reach_what_takes_them_and_no_other(wrap):
+    def update(u, state, _=None, *, factor):
+        return factor * u, state
+
+    p = jnp.ones(2)
+    for inner, expected in ((optax.GradientTransformationExtraArgs(lambda _: (), update), 3.0), (optax.scale(1.0), 1.0)):
+        tx = wrap(inner)
+        np.testing.assert_array_equal(tx.update(p, tx.init(p), p, factor=3.0)[0], expected)
 
 
 def test_of_several_the_one_that_is_stuck_is_named_and_one_can_be_asked_about():

@@ -29,6 +29,19 @@ def test_clipping_does_not_overflow():
     assert (clipped > 0).all()
 
 
+@pytest.mark.parametrize("n", [1, 100])
+def test_each_of_n_squares_counts_as_half_the_nth_part_of_the_largest_number_at_most(n: int):
+    clipped = _once(adam_jax.clip_by_global_norm(1.0), {"w": jnp.full(n, 1e30), "v": jnp.ones(1)})
+    np.testing.assert_allclose(clipped["v"], np.sqrt((2 + 2 / n) / float(jnp.finfo(jnp.float32).max)), rtol=1e-5)
+
+
+def test_the_norm_is_that_of_trained_leaves_in_float32():
+    gradients = {"a": jnp.full(1000, 1 + 2**-7, jnp.bfloat16), "b": jnp.ones(1), "steps": jnp.array([3])}
+    clipped = _once(adam_jax.clip_by_global_norm(1.0), gradients)
+    np.testing.assert_allclose(clipped["b"], 1 / np.sqrt(1 + 1000 * (1 + 2**-7) ** 2), rtol=1e-6)
+    assert clipped["steps"] == 3
+
+
 def test_clipping_of_nothing_is_nothing():
     for nothing in ({}, {"w": jnp.zeros(0)}):
         assert jax.tree.map(jnp.shape, _once(adam_jax.clip_by_global_norm(1.0), nothing)) == jax.tree.map(jnp.shape, nothing)
@@ -78,13 +91,36 @@ def test_a_schedule_steps_as_the_number_that_it_says():
             np.testing.assert_array_equal(updates, -rate)  # uphill where it is negative
 
 
-def test_a_schedule_of_weight_decay_begins_at_a_count_of_zero():
-    tx, p = adam_jax.add_decayed_weights(lambda count: 0.5 * count), jnp.ones(1)
+@pytest.mark.parametrize(
+    ("make", "g", "sign"), [(adam_jax.add_decayed_weights, 0.0, 1), (adam_jax.scale_by_learning_rate, 1.0, -1)]
+)
+def test_a_schedule_begins_at_a_count_of_zero_and_goes_on(make: Any, g: float, sign: int):
+    tx, p = make(lambda count: 0.5 * count), jnp.ones(1)
     state, found = tx.init(p), []
     for _ in range(3):
-        u, state = tx.update(jnp.zeros(1), state, p)
-        found.append(float(u[0]))
-    assert found == [0.0, 0.5, 1.0]
+        u, state = tx.update(jnp.full(1, g), state, p)
+        found.append(sign * float(u[0]))
+    assert (found, int(state.count), state.count.dtype) == ([0.0, 0.5, 1.0], 3, jnp.int32)
+
+
+@pytest.mark.parametrize("mask", [{"w": True, "b": False}, lambda params: {name: name == "w" for name in params}])
+def test_weights_decay_where_the_mask_says(mask: Any):
+    tx, params = adam_jax.add_decayed_weights(0.5, mask), {"w": jnp.ones(()), "b": jnp.ones(())}
+    assert _once(tx, jax.tree.map(jnp.zeros_like, params), params) == {"w": 0.5, "b": 0.0}
+
+
+@pytest.mark.parametrize("mask", [None, {"w": True}])
+def test_decay_needs_the_params_where_anything_decays(mask: Any):
+    tx, params = adam_jax.add_decayed_weights(0.5, mask), {"w": jnp.ones(1)}
+    with pytest.raises(ValueError, match=r"weight decay needs the params: call update\(gradients, state, params\)"):
+        tx.update(params, tx.init(params))
+    assert adam_jax.add_decayed_weights(0.5).update({"w": None}, optax.EmptyState())[0] == {"w": None}
+
+
+def test_a_mask_of_labels_is_refused():
+    for mask in ({"w": True, "b": "no"}, lambda params: dict.fromkeys(params, "no")):
+        with pytest.raises(TypeError, match=r"mask must hold True or False, got 'no': label_by_path\(.* makes one"):
+            adam_jax.add_decayed_weights(0.5, mask).init({"w": jnp.ones(1), "b": jnp.ones(1)})
 
 
 def test_weight_decay_of_bfloat16_updates_is_rounded_once():
@@ -111,6 +147,18 @@ def test_bias_correction_of_a_first_moment_alone_is_one_over_its_weight():
     for _ in range(20):
         updates, state = jax.jit(tx.update)(jnp.ones(1), state)
         np.testing.assert_allclose(updates, 1.0, rtol=2e-6)
+
+
+def test_bias_correction_follows_schedules_of_both_decays():
+    b1, b2 = (lambda t: 0.5 + 0.1 * t), (lambda t: 0.9 - 0.2 * t)
+    correct = adam_jax.scale_by_bias_correction(b1, b2)
+    assert [float(x) for x in correct.init(None)] == [0.0, 0.0, 0.0]
+    tx = optax.chain(adam_jax.scale_by_adam(b1, b2, eps=0.0, bias_correction=False), correct)
+    state, update = tx.init(jnp.zeros(1)), jax.jit(tx.update)
+    for _ in range(3):
+        updates, state = update(jnp.full(1, 3.0), state)
+        np.testing.assert_allclose(updates, 1.0, rtol=2e-6)
+    assert int(state[1].count) == 3
 
 
 @pytest.mark.parametrize("make", [adam_jax.scale_by_learning_rate, adam_jax.add_decayed_weights])

@@ -234,6 +234,7 @@ def test_defaults_are_the_papers(make: str):
     defaults = inspect.signature(getattr(adam_jax, make)).parameters
     assert (defaults["b1"].default, defaults["b2"].default) == (0.9, 0.999)
     assert defaults["eps"].default == (0.0 if make == "scale_by_adamax" else 1e-8)  # Algorithm 2 has none
+    assert inspect.signature(adam_jax.average_params).parameters["decay"].default == 0.999  # b2, as in Section 7.2
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
