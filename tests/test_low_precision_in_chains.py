@@ -196,6 +196,10 @@ def test_weights_that_a_mask_leaves_out_are_their_own_masters():
     state = optax.masked(adam_jax.in_float32(as_they_are, 16), {"w": True, "v": False}).init(params)
     masters = adam_jax.master_params(state, params)
     assert (masters["w"].dtype, masters["v"].dtype) == (jnp.float32, jnp.bfloat16)
+    masters["w"] = masters["w"] + 2**-20
+    params, state = adam_jax.set_master_params(state, masters)
+    assert (params["w"].dtype, params["v"].dtype) == (jnp.bfloat16, jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, adam_jax.master_params(state, params), masters)
 
 
 @pytest.mark.parametrize("residual", RESIDUALS)

@@ -132,6 +132,12 @@ def test_a_float32_state_is_two_arrays_a_leaf_and_three_scalars():
     assert jax.tree.structure((state.codes, state.form)) == jax.tree.structure(((), norms.Squares()))
 
 
+@pytest.mark.parametrize("how", [None, "root", "bfloat16", int8(smallest=0)], ids=["float32", "root", "bfloat16", "int8"])
+def test_all_numbers_of_a_new_state_are_zero(how):
+    for leaf in jax.tree.leaves(adam_jax.scale_by_adam(storage=how).init({"w": jnp.ones((3, 2))})):
+        assert not np.any(leaf)
+
+
 @pytest.mark.parametrize("how", [{}, {"storage": int8(smallest=0)}], ids=["float32", "int8"])
 def test_a_restart_also_empties_leaves_that_have_no_gradient_at_first(how):
     tx = adam_jax.scale_by_adam(**how)
