@@ -55,6 +55,12 @@ def test_a_finer_window_is_kept_until_the_leaf_no_longer_fits_and_taken_with_an_
         assert _coming(high, low, window)[1] == expected
 
 
+@pytest.mark.parametrize(("lowest", "fine"), [(64, 3), (65, 4)])
+def test_the_last_code_of_an_octave_is_of_that_octave_and_the_next_of_the_next(lowest, fine):
+    """From the fourth or the fifth octave of a window of 16 up to the last, of which 12 are left below the headroom."""
+    assert int(codes.coming_window(jnp.array([241, lowest]), jnp.array([100, 4]), 1e-3)[1]) == fine
+
+
 def test_a_window_that_was_left_upwards_or_holds_nothing_becomes_all_octaves():
     window = jnp.array([120, 4])
     for top, bottom, lost in ((codes.LARGEST, 90, True), (codes.LARGEST - 1, 90, False), (0, 255, True)):

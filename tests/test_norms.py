@@ -143,6 +143,11 @@ def test_a_bound_without_limit_stays_a_number_and_comes_down_with_the_decays():
     assert float(bound) == pytest.approx(1 / np.sqrt(0.001), rel=1e-4)
 
 
+def test_a_bound_stays_where_neither_moment_moves():
+    bound = norms.Root().next_ratio(5.0, 0.0, clock.tick(0.0, jnp.float32(1), 9))
+    assert float(bound) == pytest.approx(5.0)
+
+
 @pytest.mark.parametrize("eps_root", [None, 0.5])
 def test_sizes_are_those_of_the_paper_and_of_amsgrad_whether_squares_are_kept_or_roots(eps_root):
     for norm in (norms.Square(eps_root), norms.Root(eps_root), norms.Root(eps_root, coarse=True)):

@@ -37,6 +37,7 @@ def test_extremes_are_those_of_positive_roots():
         assert (found, some, same) == ((200, 3), (7, 3), turn)  # neither zero nor NaN
         for nothing in (packed[:, [0, 0]], packed[:, [0, 4]], packed[:, [4, 4]], packed[:, :0]):  # two: XLA drops one
             assert codes.extremes([nothing], turn) == ([(0, 255)], turn)
+    assert codes.extremes([codes.pack(root)], turn)[0] == [(250, 3)]  # of codes alone
 
 
 @pytest.mark.usefixtures("platform")

@@ -88,6 +88,7 @@ def test_every_root_is_encoded_as_itself(window):
         lowest = codes.decode_root(jnp.int32(1), w)
         below = jnp.array([lowest, lowest / 2, jnp.nan])[0 if window[0] else 2 :]  # all octaves begin with zero
         np.testing.assert_array_equal(codes.encode_root(below, jnp.full(below.shape, bits, jnp.uint32), w), 1)
+    assert (int(codes.encode_root(jnp.float32(0), jnp.uint32(2**31), w)), float(codes.decode_root(jnp.int32(0), w))) == (0, 0)
 
 
 def test_one_number_holds_both_codes_and_nan():
@@ -103,6 +104,14 @@ def test_one_number_holds_both_codes_and_nan():
     for got in codes.read(packed, WINDOW, jnp.int32(0)):
         np.testing.assert_array_equal(got, 0.0)  # of a state that counts as empty
     np.testing.assert_array_equal(codes.read(packed, WINDOW, step, 2.0)[0], jnp.minimum(m, 2.0 * s))
+
+
+def test_a_moment_below_the_window_keeps_its_size_beside_a_root_that_is_raised():
+    half, step = jnp.full(3, 2**31, jnp.uint32), codes.step(codes.MOST_RATIOS)
+    packed = codes.write(jnp.array([0.5, -2.0, 0.0]), jnp.full(3, 2**-20), (half, half), WINDOW, codes.MOST_RATIOS)
+    m, s = codes.read(packed, WINDOW, step)
+    np.testing.assert_array_equal(s, 1.0)
+    np.testing.assert_allclose(m, [0.5, -2.0, 0.0], rtol=0.03)  # within half a step of a code
 
 
 def test_numbers_are_nan_where_a_first_moment_is_not_finite_and_nowhere_else():
