@@ -164,6 +164,13 @@ def test_given_moments_are_rounded_to_the_nearest_codes_of_eight_bits():
     np.testing.assert_allclose(got / roots[0], m / nus[0], rtol=0.5 / 13, atol=0.5 / 13 * codes.OFFSET)
 
 
+def test_given_moments_that_are_not_finite_are_nan_in_eight_bits_and_the_window_is_that_of_the_others():
+    how, m, s = storage.int8(), jnp.array([1.0, -3.0, jnp.inf, 1.0, 1.0]), jnp.array([1.0, 1.5, 1.0, jnp.inf, jnp.nan])
+    kept = how.nearest(storage.Kept(how.empty(m, jnp.float32, 0), (how.empty(m, jnp.float32, 1),)), m, (s,), 13)
+    np.testing.assert_array_equal(kept.windows, how.windows_of((s[:2],)))
+    np.testing.assert_allclose(how.load(kept, jnp.float32, 13)[0], [1.0, -3.0, *[jnp.nan] * 3], rtol=0.05)
+
+
 @pytest.mark.parametrize(
     "how",
     [storage.Storage(), storage.bfloat16(), storage.Storage(ONE_MORE, ONE_MORE), storage.int8()],

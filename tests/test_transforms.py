@@ -243,6 +243,12 @@ def test_defaults_are_the_papers(make: str):
     assert inspect.signature(adam_jax.average_params).parameters["decay"].default == 0.999  # b2, as in Section 7.2
 
 
+def test_with_its_defaults_the_step_by_the_norm_of_squares_is_adam():
+    gradients = six_decades("coordinate")[:20, :64]
+    by_norm = run(adam_jax.scale_by_norm(norms.Square()), gradients)
+    np.testing.assert_array_equal(by_norm, run(adam_jax.scale_by_adam(), gradients))
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
 def test_adamax_is_algorithm_2(eps: float):
     gradients = six_decades("coordinate")[:1000]
