@@ -67,6 +67,14 @@ def test_lp_moments_neither_overflow_nor_vanish(p: float):
         np.testing.assert_allclose(s, scale, rtol=2e-6)  # the logarithms of 1e35 carry 80 ulp of one
 
 
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_of_two_arrays_to_choose_from_one_may_be_a_number(shape):
+    x = jnp.full(shape, 2.0)
+    for a, b in ((x, 3 * x), (x, 1.0), (1.0, x), (x, jnp.float32(1)), (jnp.float32(1), x)):
+        for condition in (jnp.full(shape, True), jnp.full(shape, False)):
+            np.testing.assert_array_equal(moments.where(condition, a, b), jnp.where(condition, a, b), strict=True)
+
+
 def test_the_magnitude_is_the_absolute_value():
     for g in (jnp.array([3.0, -4.0, 0.0]), jnp.array([3 - 4j, -4 + 0j, 0j])):
         np.testing.assert_allclose(moments.magnitude(g), np.abs(g), rtol=1e-6)
