@@ -135,6 +135,13 @@ def test_a_state_whose_dtype_drifts_inside_stays_as_it_was_at_init():
         assert (state.inner_state.dtype, int(state.inner_state)) == (jnp.bfloat16, count)
 
 
+def test_a_number_of_python_in_a_state_stays_that_number():
+    tx = adam_jax.skip_nonfinite(optax.GradientTransformation(lambda _: 3, lambda u, s, _=None: (u, s)))
+    for g in (1.0, np.nan):
+        _, state = tx.update(jnp.float32(g), tx.init(jnp.float32(0)))
+        assert state.inner_state == 3
+
+
 def test_a_random_key_inside_stays_where_a_step_is_skipped():
     tx = adam_jax.skip_nonfinite(optax.add_noise(0.1, 0.5, jax.random.key(0)))
     _, before = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))

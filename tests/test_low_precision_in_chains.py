@@ -1,5 +1,6 @@
 """Low-precision weights beside the rest of a chain: wrappers, groups, shardings, other leaves, and what is said."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adam_jax
 
@@ -91,6 +92,18 @@ def test_rounding_is_the_same_on_one_device_and_on_any_sharding_of_eight(residua
     sharded = run(jax.device_put(params, shardings), jax.device_put(gradients, shardings))
     assert sharded["a"].sharding.is_equivalent_to(shardings["a"], 2)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(_patterns(a), _patterns(b)), sharded, expected)
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_inside_shard_map_shards_of_weights_are_refused_where_they_are_rounded_at_random(residual):
+    tx, params = adam_jax.in_float32(as_they_are, residual), jnp.ones(64, jnp.bfloat16)
+    mesh, state = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,)), tx.init(params)
+    specs = jax.tree.map(lambda leaf: PartitionSpec(*"x"[: leaf.ndim]), state)
+    step = jax.shard_map(
+        tx.update, mesh=mesh, in_specs=(PartitionSpec("x"), specs, PartitionSpec("x")), out_specs=(PartitionSpec("x"), specs)
+    )
+    with contextlib.nullcontext() if residual == 16 else pytest.raises(ValueError, match="must be whole for unbiased rounding"):
+        jax.eval_shape(step, params, state, params)
 
 
 @pytest.mark.parametrize("residual", RESIDUALS)

@@ -222,6 +222,9 @@ def test_a_name_means_the_storage_that_the_docstring_says():
     assert storage.Storage() == storage.Storage(None, None, 0, 0, storage.OwnCodes)
     for how in (storage.bfloat16(smallest=7, seed=3), storage.int8(smallest=7, seed=3)):
         assert (how.smallest, how.seed) == (7, 3)
+    for wrong, name in (({"seed": 0.5}, "seed"), ({"smallest": 0.5}, "smallest")):
+        with pytest.raises(TypeError, match=f"{name} must be a whole number, got 0.5"):
+            storage.int8(**wrong)
 
 
 def test_a_root_never_becomes_zero_unless_it_is():
