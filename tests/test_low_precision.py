@@ -170,7 +170,7 @@ def test_24_bit_weights_stay_within_5_percent_of_the_path_of_float32_weights():
 
 def test_a_sum_of_24_bits_is_kept_as_it_is_and_not_rounded():
     tx, params = adam_jax.in_float32(optax.identity(), 8), jnp.ones(256, jnp.bfloat16)
-    updates, state = tx.update(jnp.full(256, 2**-15, jnp.float32), tx.init(params), params)
+    updates, state = jax.jit(tx.update)(jnp.full(256, 2**-15, jnp.float32), tx.init(params), params)
     masters = adam_jax.master_params(state, optax.apply_updates(params, updates))
     np.testing.assert_array_equal(masters, 1 + 2**-15)
 
