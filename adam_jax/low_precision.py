@@ -251,7 +251,7 @@ def _joined(state: InFloat32State, params: Any) -> Any:
 
 def _is_narrow(at: trees.At, leaf: Any, allowed: tuple) -> bool:
     """Whether a weight is narrower than float32; an error if in a way that is not allowed."""
-    dtype = jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
+    dtype = jnp.result_type(leaf)
     if dtype in allowed:
         return True
     if jnp.finfo(dtype).bits < 32:

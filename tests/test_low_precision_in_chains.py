@@ -60,12 +60,13 @@ def _gradients(steps, shape=(4096,), seed=1):
 
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_leaves_of_float32_and_untrained_leaves_pass_through(residual):
-    params = {"w": jnp.ones(3, jnp.bfloat16), "scale": jnp.ones(3), "steps": jnp.array(3), "none": None}
+    params = {"w": jnp.ones(3, jnp.bfloat16), "scale": jnp.ones(3), "steps": jnp.array(3), "none": None, "number": 2.0}
     gradients = {
         "w": jnp.ones(3, jnp.bfloat16),
         "scale": jnp.ones(3),
         "steps": np.zeros((), jax.dtypes.float0),
         "none": None,
+        "number": jnp.float32(1),
     }
     tx = adam_jax.in_float32(adam_jax.adam(1e-3), residual)
     updates: Any = jax.jit(tx.update)(gradients, tx.init(params), params)[0]

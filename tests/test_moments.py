@@ -98,7 +98,9 @@ def test_values_and_derivatives_at_zero_are_zero():
 
 def test_derivatives_of_roots_and_quotients_are_those_of_calculus_wherever_they_are_numbers():
     for v in (4.0, 1e-30, 1e30):
-        np.testing.assert_allclose(jax.grad(moments.root)(jnp.float32(v)), 0.5 / np.sqrt(v), rtol=1e-6)
+        found = jax.value_and_grad(moments.root)(jnp.float32(v))
+        np.testing.assert_allclose(found, (np.sqrt(v), 0.5 / np.sqrt(v)), rtol=1e-6)
+    np.testing.assert_array_equal(jax.value_and_grad(moments.root)(jnp.float32(0)), 0.0)
     for scale in (1.0, 1e-25, 1e25):
         by_a, by_b = jax.grad(moments.quotient, (0, 1))(jnp.float32(2 * scale), jnp.float32(3 * scale))
         np.testing.assert_allclose((by_a, by_b), (1 / 3 / scale, -2 / 9 / scale), rtol=1e-6)
