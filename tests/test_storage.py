@@ -820,6 +820,15 @@ def test_a_count_of_zero_restarts_whatever_the_rest_of_the_state_holds(how):
             np.testing.assert_array_equal(u, v)
 
 
+def test_a_count_of_zero_restarts_raw_moments_and_their_bound():
+    tx, g = adam_jax.scale_by_adam(0.98, 0.95, bias_correction=False, **EVERYWHERE), jnp.ones(8)
+    update, state = jax.jit(tx.update), tx.init(g)
+    for _ in range(3):
+        _, state = update(g, state)
+    for restarted, fresh in zip(update(g, state._replace(count=jnp.int32(0))), update(g, tx.init(g)), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, restarted, fresh)
+
+
 def test_codes_of_ones_own_are_used_also_where_they_are_kept_in_float32():
     halved = storage.Code(np.dtype(np.float32), lambda x, _: 0.5 * x, lambda kept: 2.0 * kept)
     g = jnp.array([1.0, -3.0])
