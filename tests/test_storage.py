@@ -107,9 +107,9 @@ def test_one_number_holds_both_codes_and_nan():
 
 
 def test_a_moment_below_the_window_keeps_its_size_beside_a_root_that_is_raised():
-    half, step = jnp.full(3, 2**31, jnp.uint32), codes.step(codes.MOST_RATIOS)
-    packed = codes.write(jnp.array([0.5, -2.0, 0.0]), jnp.full(3, 2**-20), (half, half), WINDOW, codes.MOST_RATIOS)
-    m, s = codes.read(packed, WINDOW, step)
+    half = jnp.full(3, 2**31, jnp.uint32)
+    packed = codes.write(jnp.array([0.5, -2.0, 0.0]), jnp.full(3, 2**-20), (half, half), WINDOW, RATIOS)
+    m, s = codes.read(packed, WINDOW, RATIOS.step)
     np.testing.assert_array_equal(s, 1.0)
     np.testing.assert_allclose(m, [0.5, -2.0, 0.0], rtol=0.03)  # within half a step of a code
 
@@ -166,9 +166,9 @@ def test_given_moments_are_rounded_to_the_nearest_codes_of_eight_bits():
 
 def test_given_moments_that_are_not_finite_are_nan_in_eight_bits_and_the_window_is_that_of_the_others():
     how, m, s = storage.int8(), jnp.array([1.0, -3.0, jnp.inf, 1.0, 1.0]), jnp.array([1.0, 1.5, 1.0, jnp.inf, jnp.nan])
-    kept = how.nearest(storage.Kept(how.empty(m, jnp.float32, 0), (how.empty(m, jnp.float32, 1),)), m, (s,), 13)
-    np.testing.assert_array_equal(kept.windows, how.windows_of((s[:2],)))
-    np.testing.assert_allclose(how.load(kept, jnp.float32, 13)[0], [1.0, -3.0, *[jnp.nan] * 3], rtol=0.05)
+    kept = how.nearest(storage.Kept(how.empty(m, jnp.float32, 0), (how.empty(m, jnp.float32, 1),)), m, (s,), RATIOS)
+    np.testing.assert_array_equal(kept.found, how.windows_of((s[:2],)))
+    np.testing.assert_allclose(how.load(kept, jnp.float32, RATIOS)[0], [1.0, -3.0, *[jnp.nan] * 3], rtol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -420,6 +420,14 @@ def test_inside_shard_map_whole_leaves_are_stepped_and_shards_refused(how):
         over(PartitionSpec("x"))
     with pytest.raises(ValueError, match="check_vma=False hides whether it is"):
         over(PartitionSpec("x"), check_vma=False)
+
+
+def test_inside_shard_map_shards_of_float32_moments_are_stepped():
+    tx, params = adam_jax.scale_by_adam(), jnp.zeros(64)
+    mesh, state = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,)), tx.init(params)
+    specs = jax.tree.map(lambda leaf: PartitionSpec(*"x"[: leaf.ndim]), (params, state))
+    step = jax.shard_map(tx.update, mesh=mesh, in_specs=specs, out_specs=specs)
+    assert jax.eval_shape(step, params, state)[0].shape == params.shape
 
 
 CHOICES = [{}, {"mu_dtype": jnp.bfloat16}, {"storage": "root"}, {"storage": "bfloat16"}, {"storage": "int8"}]
