@@ -149,6 +149,14 @@ def test_a_restart_also_empties_leaves_that_have_no_gradient_at_first(how):
         jax.tree.map(np.testing.assert_array_equal, u, v)
 
 
+def test_a_leaf_without_a_gradient_keeps_its_moments():
+    tx, g = adam_jax.scale_by_adam(), {"a": jnp.ones(2), "b": 3 * jnp.ones(2)}
+    _, state = tx.update(g, tx.init(g))
+    _, after = tx.update({"a": jnp.ones(2), "b": None}, state)
+    for new, old in ((after.mu, state.mu), (after.nu, state.nu)):
+        np.testing.assert_array_equal(new["b"], old["b"])
+
+
 def test_raw_moments_then_bias_correction_is_the_efficient_order():
     gradients = six_decades("coordinate")[:300] * 1e-6  # so small that the place of eps matters
     chain = optax.chain(
