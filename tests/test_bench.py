@@ -1,12 +1,14 @@
 """What `python -m adam_jax bench` compares comes out right, and says in one line what is wrong with its arguments."""
 
 import importlib.util
+import io
 import json
 import sys
 
 import matplotlib.image
 import numpy as np
 import pytest
+import rich.console
 
 from adam_jax.bench import command, compiled, peers, steps, storage, training
 
@@ -46,6 +48,12 @@ def test_every_shape_is_stepped_through_and_drawn(shape, tmp_path, capsys):
     assert ours["ms"] > 0
     assert ours["state"] == pytest.approx(8, abs=0.1)
     assert matplotlib.image.imread(drawn).std() > 0.05
+
+
+def test_what_is_missing_is_named_with_what_to_install():
+    console = rich.console.Console(width=115, record=True, file=io.StringIO())
+    console.print(command._table("title", {"form": "form"}, [{"form": "flash", "missing": 'pip install "a[b]"'}]))
+    assert 'flash: pip install "a[b]"' in console.export_text()
 
 
 def _installed(row, module):

@@ -152,7 +152,7 @@ def test_bias_correction_of_a_first_moment_alone_is_one_over_its_weight():
 def test_bias_correction_follows_schedules_of_both_decays():
     b1, b2 = (lambda t: 0.5 + 0.1 * t), (lambda t: 0.9 - 0.2 * t)
     correct = adam_jax.scale_by_bias_correction(b1, b2)
-    assert [float(x) for x in correct.init(None)] == [0.0, 0.0, 0.0]
+    assert jax.tree.leaves(correct.init(None)) == [0.0, 0.0, 0.0]
     tx = optax.chain(adam_jax.scale_by_adam(b1, b2, eps=0.0, bias_correction=False), correct)
     state, update = tx.init(jnp.zeros(1)), jax.jit(tx.update)
     for _ in range(3):

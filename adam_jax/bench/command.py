@@ -12,6 +12,7 @@ import jax
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from adam_jax.bench import compiled, correctness, steps, storage, training
 
@@ -222,7 +223,8 @@ def _put(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], table: T
 
 def _table(title: str, columns: dict[str, str], rows: Sequence[dict[str, Any]], note: str = "") -> Table:
     lines = [note, *(f"{row['form']}: {row['missing']}" for row in rows if "missing" in row)]
-    table = Table(title=title, caption="\n".join(filter(None, lines)), caption_justify="left")
+    caption = Text("\n".join(filter(None, lines)))  # [storage-peers] is no markup
+    table = Table(title=title, caption=caption, caption_justify="left")
     for name, header in columns.items():
         words = name in ("form", "target", "problem")
         table.add_column(header, justify="left" if words else "right", no_wrap=words, overflow="ignore" if words else "fold")
