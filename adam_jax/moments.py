@@ -1,8 +1,8 @@
 """The paper's arithmetic on one array: averages, second moments, norms and the direction of a step.
 
-Every function takes arrays of one shape and scalars, and returns arrays of that shape. Nothing here knows about trees,
-states or storage. Averages move as a + rate (x - a): a constant input is a fixed point to the last bit, which it is not in b
-a + (1 - b) x, where b and 1 - b rounded to float32 do not add up to one.
+Every function takes arrays of one shape and scalars, all of one precision, and returns arrays of that shape. Nothing here
+knows about trees, states or storage. Averages move as a + rate (x - a): a constant input is a fixed point to the last bit,
+which it is not in b a + (1 - b) x, where b and 1 - b rounded to float32 do not add up to one.
 
 Nothing finite makes something non-finite: gradients saturate where their square or a difference of two would overflow, and
 quotients by zero are zero. A NaN or an infinity in a gradient is not hidden: it comes out as NaN.
@@ -119,7 +119,7 @@ def squared(g: jax.Array) -> jax.Array:
 
 
 def total(x: jax.Array) -> jax.Array:
-    """The sum of all elements, as `jnp.sum` of float32 or wider, in a quarter of its tracing."""
+    """The sum of all elements, as `jnp.sum` of float32 or wider, which makes seven times the calls where a shape is new."""
     return lax.reduce(x, np.zeros([], x.dtype), lax.add, tuple(range(x.ndim)))
 
 
