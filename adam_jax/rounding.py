@@ -86,7 +86,10 @@ def draws(shape: tuple[int, ...], stream: ArrayLike, turn: ArrayLike) -> jax.Arr
 
 
 def draws_at(index: jax.Array, stream: ArrayLike, turn: ArrayLike) -> jax.Array:
-    """The draws of the elements with these indices, uint32, at a `turn`: what a kernel on a block of a leaf calls."""
+    """The draws of the elements with these indices, uint32: what a kernel on a block of a leaf calls.
+
+    `turn` and `stream` are scalars or arrays of the rank of `index`.
+    """
     return _drawn(index + stream, turn)
 
 
