@@ -3,6 +3,8 @@
 import importlib.util
 import io
 import json
+import os
+import subprocess
 import sys
 
 import matplotlib.image
@@ -48,6 +50,13 @@ def test_every_shape_is_stepped_through_and_drawn(shape, tmp_path, capsys):
     assert ours["ms"] > 0
     assert ours["state"] == pytest.approx(8, abs=0.1)
     assert matplotlib.image.imread(drawn).std() > 0.05
+
+
+def test_compile_times_are_not_those_of_reading_a_cache(tmp_path):
+    asked = [sys.executable, "-m", "adam_jax", "bench", "compiled", "--leaves", "2", "--only", "optax adam"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    subprocess.run([*asked, "--on", "cpu"], env=os.environ | cache, check=True, capture_output=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_missing_is_named_with_what_to_install():
