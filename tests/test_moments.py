@@ -129,3 +129,8 @@ def test_averages_of_very_small_numbers_lose_nothing_where_a_move_alone_would_be
 def test_a_direction_of_nan_or_inf_is_not_hidden():
     bad = jnp.array([jnp.nan, jnp.inf])
     assert jnp.isnan(moments.direction(bad, bad, 1e-8)).all()
+
+
+def test_the_moment_of_infinity_is_the_papers():
+    u, g = jnp.array([1.0, 4.0], jnp.float32), jnp.array([-3.0, 2.0], jnp.float32)
+    np.testing.assert_array_equal(moments.infinity_moment(u, g, 0.25), [3.0, 3.0])  # max(b2 u, |g|), b2 = 3/4

@@ -54,6 +54,24 @@ def test_moments_that_are_read_and_written_back_are_the_same(name: str, make: An
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=TOLERANCE[name]), same, went_on)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "int8"])
+def test_written_moments_are_rounded_to_the_nearest_that_can_be_kept(name: str):
+    size, ratio = np.geomspace(0.01, 1, 4001), np.random.default_rng(0).permutation(np.linspace(0.02, 1, 4001))
+    leaf = jnp.asarray(size, jnp.float32)
+    tx = adam_jax.scale_by_amsgrad(**STORAGES[name])
+    _, state = tx.update(leaf, tx.init(leaf))
+    held = read_moments(write_moments(state, read_moments(state)._replace(mu=leaf * ratio, nu=leaf, nu_max=leaf)))
+    found = {"bfloat16": (size * ratio, held.mu), "int8": (ratio, held.mu / held.nu)}
+    for given, kept in (found[name], (size, held.nu), (size, held.nu_max)):
+        levels = np.unique(np.float32(kept))
+        levels = levels[np.insert(np.diff(levels) > 1e-6 * levels[1:], 0, True)]  # quotients of one code differ in last bits
+        assert 50 < len(levels) < 3000
+        above = np.clip(np.searchsorted(levels, given), 1, len(levels) - 1)
+        nearest = np.minimum(np.abs(given - levels[above]), np.abs(given - levels[above - 1]))
+        # nearest in units of codes, which double their distance inside a cell now and then
+        np.testing.assert_array_less(np.abs(given - kept), 1.4 * nearest + 1e-6 * given)
+
+
 @every_storage
 @pytest.mark.parametrize("make", [adam_jax.scale_by_adam, adam_jax.scale_by_amsgrad])
 def test_second_moments_that_are_not_finite_show_in_their_own_elements_and_in_no_other(name: str, make: Any):
