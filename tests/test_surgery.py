@@ -73,6 +73,28 @@ def test_written_moments_are_rounded_to_the_nearest_that_can_be_kept(name: str):
 
 
 @every_storage
+def test_given_moments_may_be_in_a_ratio_that_the_decays_would_never_make(name: str):
+    tx = adam_jax.scale_by_adam(**STORAGES[name])
+    _, state = _run(tx, tx.init(_gradients(0)), range(1))
+    held = read_moments(state)
+    size = jax.tree.map(jnp.sqrt if isinstance(held.form, norms.Squares) else lambda s: s, held.nu)
+    given = jax.tree.map(lambda s: s.at[:1].set(20 * s[:1]), size)
+    state = write_moments(state, held._replace(mu=given))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0.06), read_moments(state).mu, given)
+    updates, _ = _run(tx, state, range(1), lambda g: jax.tree.map(jnp.zeros_like, g))
+    expected = 20 * (0.09 / 0.19) / np.sqrt(0.000999 / 0.001999)  # what an average of one step loses in another
+    jax.tree.map(lambda u: np.testing.assert_allclose(u[:1], expected, rtol=0.15), updates)
+
+
+@every_storage
+def test_a_state_at_a_count_of_zero_is_read_as_empty(name: str):
+    tx = adam_jax.scale_by_amsgrad(**STORAGES[name])
+    _, state = _run(tx, tx.init(_gradients(0)), range(2))
+    held = read_moments(state._replace(count=jnp.zeros([], jnp.int32)))
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), (held.mu, held.nu, held.nu_max))
+
+
+@every_storage
 @pytest.mark.parametrize("make", [adam_jax.scale_by_adam, adam_jax.scale_by_amsgrad])
 def test_second_moments_that_are_not_finite_show_in_their_own_elements_and_in_no_other(name: str, make: Any):
     tx = make(**STORAGES[name])
