@@ -193,7 +193,7 @@ def _wide(kept: Kept) -> np.dtype:
 
 def _values(name: str, tree: Any, mu: Any) -> list[jax.Array]:
     """The leaves of a tree of moments that are trained in a state."""
-    if tree is None or jax.tree.structure(tree) != jax.tree.structure(mu):
+    if jax.tree.structure(tree) != jax.tree.structure(mu):
         raise ValueError(f"{name} must be a tree like the state's {jax.tree.structure(mu)}, got {jax.tree.structure(tree)}")
     found = []
     for (keys, old), new in zip(trees.with_paths(mu), jax.tree.leaves(tree), strict=True):
