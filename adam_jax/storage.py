@@ -5,6 +5,10 @@ less than half the distance between two of its numbers, so it never moves at all
 leaf's path and the element's index in the whole array, on nothing else: not on devices, sharding or compilation.
 
 Narrow second moments are roots. The step taken is that of the moments as they are kept, so a state alone tells what it was.
+
+On a CPU narrow steps are bound by arithmetic, not by memory. Where there is AVX-512, XLA uses half of it unless told
+otherwise, `jax.jit(step, compiler_options={"xla_cpu_prefer_vector_width": 512})`: on two threads of a Xeon a step then takes
+1.2 to 1.3 times Optax's in bfloat16, and 1.4 to 1.6 in int8; without, 1.6 to 1.7, and 1.6 to 2.0 (`bench steps`).
 """
 
 import dataclasses
