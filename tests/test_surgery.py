@@ -167,6 +167,17 @@ def test_a_leaf_grows_and_shrinks_as_dense_float32_moments_do(name: str):
     assert float(jnp.sqrt(jnp.mean((narrow - wide) ** 2) / jnp.mean(wide**2))) < TOLERANCE[name]
 
 
+def test_squares_can_be_written_as_roots_and_back():
+    squares, roots = adam_jax.scale_by_adam(), adam_jax.scale_by_adam(storage="root")
+    _, state = _run(squares, squares.init(_gradients(0)), range(4))
+    held = read_moments(state)
+    as_roots = write_moments(roots.init(_gradients(0)), held)
+    np.testing.assert_allclose(read_moments(as_roots).nu["w"] ** 2, held.nu["w"], rtol=3e-7)
+    u, _ = _run(squares, state, range(4, 5))
+    v, _ = _run(roots, as_roots, range(4, 5))
+    np.testing.assert_allclose(u["w"], v["w"], rtol=1e-6)
+
+
 @every_storage
 def test_moments_of_any_storage_can_be_written_into_any_other(name: str):
     for other in ("float32", "root", "int8"):

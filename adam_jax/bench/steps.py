@@ -28,7 +28,7 @@ NOTE = (
     "least: what a step must move; of copy rate: had it moved no more. moved: by the compiler's count, which knows no "
     "caches. peak: parameters, gradients, state and temporaries; of JAX's by the compiler, of PyTorch's by its allocator "
     "(GPU) or by Linux. compile: trace and compile; of PyTorch's the first step. On a CPU with AVX-512, "
-    "XLA_FLAGS=--xla_cpu_prefer_vector_width=512 halves the arithmetic, which narrow forms wait for."
+    "XLA_FLAGS=--xla_cpu_prefer_vector_width=512 halves the instructions that narrow forms wait for."
 )
 
 
