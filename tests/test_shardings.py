@@ -12,10 +12,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
+from adam_jax.bench.forms import uncached
 from adam_jax.shardings import gradient_shardings, state_shardings, unsplit_leaves
 
 P = PartitionSpec
@@ -256,18 +256,11 @@ def test_a_table_of_rows_has_the_bits_of_one_device_on_any_mesh(kind, kept):
 # what is sent
 
 
-def _use_cache(used: bool) -> None:
-    """Whether programs may come from the cache (conftest.py): those that do were not compiled, and leave no file."""
-    jax.config.update("jax_enable_compilation_cache", used)
-    compilation_cache.reset_cache()
-
-
 def _partitioned(step: Any, arguments: tuple, folder: Path) -> str:
     """The program after SPMD partitioning: later, XLA on CPU widens what is sent in bfloat16."""
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": "spmd"}
-    _use_cache(False)
-    step.lower(*arguments).compile(compiler_options=options)
-    _use_cache(True)
+    with uncached():  # what comes from the cache (conftest.py) was not compiled, and leaves no file
+        step.lower(*arguments).compile(compiler_options=options)
     (file,) = folder.glob("*after_spmd-partitioning*")
     return file.read_text()
 

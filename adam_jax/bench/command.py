@@ -43,8 +43,6 @@ def main(argv: Sequence[str]) -> int:
         ...
         0
     """
-    cached = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)  # or times to compile would be those to read files
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
@@ -56,8 +54,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"adam_jax bench: {error.filename}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
-    finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
     return 2
 
 

@@ -150,7 +150,8 @@ def step_rows(target: str, only: str = "", shapes: Sequence[tuple[int, ...]] = (
     for form in forms.FORMS:
         for shape in shapes if only in form.name else ():
             leaf, began, size = jax.ShapeDtypeStruct(shape, form.dtype), time.perf_counter(), math.prod(shape)
-            program = _lowered(form.tx, device, leaf).compile()
+            with forms.uncached():
+                program = _lowered(form.tx, device, leaf).compile()
             large = kernels(program.as_text(), size)
             moved = sum(read + written for _, read, written in large)
             if target == "cpu":  # copies in its text are of scalars or elided: XLA's own count is right
@@ -203,7 +204,8 @@ def compile_times(target: str, only: str, leaves: int, *, repeated: bool = True)
         began = _busy()
         lowered = _lowered(form.tx, device, params)
         lower = _busy() - began
-        lowered.compile()
+        with forms.uncached():
+            lowered.compile()
         took = _busy() - began - lower
         base = base or (lower, took)
         yield {

@@ -1,13 +1,17 @@
-"""The forms of Adam that are compared, each with the fewest bytes that its step could move."""
+"""The forms of Adam that are compared, each with the fewest bytes that its step could move; and how they are compiled."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 
 import adam_jax
 
-__all__ = ["FORMS", "Form", "step_of"]
+__all__ = ["FORMS", "Form", "step_of", "uncached"]
 
 
 class Form(NamedTuple):
@@ -34,6 +38,28 @@ def step_of(tx: Any) -> Any:
         return optax.apply_updates(params, updates), state
 
     return step
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Inside, programs are compiled also where JAX's persistent cache has them; else their time is that of reading files.
+
+    Example:
+        >>> with uncached():
+        ...     print(jax.jit(jnp.sin).lower(0.0).compile()(0.0))
+        0.0
+    """
+    used = jax.config.values["jax_enable_compilation_cache"]
+    try:
+        _use_cache(False)
+        yield
+    finally:
+        _use_cache(used)
+
+
+def _use_cache(used: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", used)
+    compilation_cache.reset_cache()  # JAX looks at the switch only once
 
 
 def _forms() -> list[Form]:

@@ -190,7 +190,8 @@ def _in_jax(step: Any, params: Any, state: Any, *batch: Any) -> tuple[Callable[[
     """A step from params, state and a batch to params and state, which it writes over."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     began = time.perf_counter()
-    compiled: Any = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, *batch).compile()
+    with forms.uncached():
+        compiled: Any = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, *batch).compile()
     took, memory, held = time.perf_counter() - began, compiled.memory_analysis(), [params, state]
     peak = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
