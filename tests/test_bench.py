@@ -104,6 +104,12 @@ def test_the_memory_that_a_step_takes_is_what_linux_sees_of_it():
     taken = steps._rise(lambda: np.frombuffer(mmap.mmap(-1, 1 << 24), np.uint8).fill(1))
     assert taken == pytest.approx(1 << 24, rel=0.05)
 
+    def in_pieces():  # of malloc's, that it keeps when they are free
+        assert len([np.ones(1000) for _ in range(4000)]) == 4000
+
+    in_pieces()
+    assert steps._rise(in_pieces) == pytest.approx(4000 * 8000, rel=0.05)
+
 
 def test_a_peer_that_fails_is_named_below_the_table(monkeypatch, capsys):
     def fails(rate, bits):

@@ -4,10 +4,12 @@ Each optimizer takes turns with Optax's float32 Adam and a copy, so that a busy 
 these three are in memory together.
 """
 
+import ctypes
 import functools
 import gc
 import importlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -287,6 +289,10 @@ def _stepping(
 
 def _rise(run: Callable[[], None]) -> int | None:
     """Bytes by which this process grows during a run and may shrink again, where Linux says."""
+    if sys.platform != "linux":
+        return None
+    # glibc's malloc gives back what it has at hand, or a run that takes that would not be seen to
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _resident_peak()
