@@ -1,5 +1,6 @@
 """What `python -m adam_jax bench` compares comes out right, and says in one line what is wrong with its arguments."""
 
+import functools
 import importlib.util
 import io
 import json
@@ -118,6 +119,21 @@ def test_a_peer_that_fails_is_named_below_the_table(monkeypatch, capsys):
     monkeypatch.setattr(peers, "flash_adam", fails)
     assert command.main(["steps", "--only", "flashoptim", "--rounds", "1", "--scale", "500"]) == 0
     assert "flashoptim-jax: RuntimeError: no kernel for 0.001, None" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_what_was_measured_before(monkeypatch, capsys):
+    def measured(*_, rows=("adam", "adam int8")):
+        yield from ({"form": form, "ms": 1.0, "ratio": 1.25} for form in rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "measured", measured)
+    assert command.main(["steps"]) == 130
+    assert "adam int8" in capsys.readouterr().out
+    assert command.main(["steps", "--json"]) == 130
+    assert [row["form"] for row in json.loads(capsys.readouterr().out)] == ["adam", "adam int8"]
+    monkeypatch.setattr(steps, "measured", functools.partial(measured, rows=()))
+    assert command.main(["steps"]) == 130
+    assert not capsys.readouterr().out
 
 
 def test_narrow_moments_follow_when_the_gradients_scale_changes(capsys):

@@ -1,6 +1,7 @@
 """The command line: `python -m adam_jax bench WHAT`."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -35,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
         argv: the arguments after `bench`.
 
     Returns:
-        The exit status: 0; 2 for wrong arguments, a compiler that is not installed, or a file that cannot be written.
+        The exit status: 0; 2 for wrong arguments, a compiler that is not installed, or a file that cannot be written; 130
+        after Ctrl-C, which prints what `steps` and `storage` have measured before.
 
     Example:
         >>> main(["correctness", "--list"])  # doctest: +ELLIPSIS
@@ -64,7 +66,7 @@ def _parser() -> _Parser:
     def add(name: str, text: str, run: Any) -> _Parser:
         one = what.add_parser(name, help=text, description=text)
         one.add_argument("--json", action="store_true", help="print JSON instead of tables")
-        one.set_defaults(run=run)
+        one.set_defaults(run=run, status=0)
         return one
 
     one = add("correctness", "where Optax's Adam goes wrong", _correctness)
@@ -140,7 +142,8 @@ def _training(arguments: argparse.Namespace) -> int:
 
 def _steps(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory on a GPU, too
-    rows = _gathered(steps.measured(arguments.shapes, arguments.only, arguments.rounds, arguments.seconds, arguments.scale))
+    measured = steps.measured(arguments.shapes, arguments.only, arguments.rounds, arguments.seconds, arguments.scale)
+    rows = _gathered(arguments, measured)
     columns = {
         "form": "",
         "ms": "ms",
@@ -159,7 +162,7 @@ def _steps(arguments: argparse.Namespace) -> int:
 def _storage(arguments: argparse.Namespace) -> int:
     if arguments.at >= arguments.steps:
         raise _UsageError(f"argument --at: must come before the last of {arguments.steps} steps, got {arguments.at}")
-    rows = _gathered(storage.rows(arguments.only, arguments.at, arguments.steps))
+    rows = _gathered(arguments, storage.rows(arguments.only, arguments.at, arguments.steps))
     shown = [dict(row) for row in rows]
     for row in shown:
         row.update({name: "{worst:.3g}\n→ {last:.3g}".format(**row[name]) for name in storage.GROUPS if name in row})
@@ -201,13 +204,17 @@ def _compiled(arguments: argparse.Namespace) -> int:
     return _put(arguments, rows, _table(title, {name: name for name in names}, rows), None)
 
 
-def _gathered(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All rows, with a line that says how far it is."""
+def _gathered(arguments: argparse.Namespace, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows, with a line that says how far it is; after Ctrl-C those that there are."""
     found = []
-    with Console(stderr=True).status("the first") as status:
+    with Console(stderr=True).status("the first") as status, contextlib.suppress(KeyboardInterrupt):
+        arguments.status = 130
         for row in rows:
             found.append(row)
             status.update(f"after {row['form']}")
+        arguments.status = 0
+    if not found and arguments.status:
+        raise KeyboardInterrupt
     return found
 
 
@@ -218,7 +225,7 @@ def _put(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], table: T
         print(json.dumps(rows, indent=1))
     else:
         Console(width=max(Console().width, 115)).print(table)  # a row is a row, in a log too
-    return 0
+    return arguments.status
 
 
 def _table(title: str, columns: dict[str, str], rows: Sequence[dict[str, Any]], note: str = "") -> Table:
