@@ -123,7 +123,7 @@ def _all_finite(updates: Any) -> jax.Array:
     sums = [moments.total(lax.mul(g, np.zeros([], g.dtype))) for g in wide]
     found = [lax.eq(total, np.zeros([], total.dtype)) for total in sums]
     good = jnp.all(jnp.stack(found)) if found else jnp.ones([], bool)
-    # XLA on GPU takes a fifth longer without the barrier, to see whether each leaf should find this again
+    # or XLA on GPU takes a fifth longer to compile, to see whether each leaf should find this again
     return lax.optimization_barrier(good)
 
 

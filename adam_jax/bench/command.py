@@ -1,7 +1,6 @@
 """The command line: `python -m adam_jax bench WHAT`."""
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -207,14 +206,15 @@ def _compiled(arguments: argparse.Namespace) -> int:
 def _gathered(arguments: argparse.Namespace, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     """All rows, with a line that says how far it is; after Ctrl-C those that there are."""
     found = []
-    with Console(stderr=True).status("the first") as status, contextlib.suppress(KeyboardInterrupt):
+    try:
+        with Console(stderr=True).status("the first") as status:
+            for row in rows:
+                found.append(row)
+                status.update(f"after {row['form']}")
+    except KeyboardInterrupt:
+        if not found:
+            raise
         arguments.status = 130
-        for row in rows:
-            found.append(row)
-            status.update(f"after {row['form']}")
-        arguments.status = 0
-    if not found and arguments.status:
-        raise KeyboardInterrupt
     return found
 
 
