@@ -113,8 +113,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtr
         size = 2 * max(1, sum(u.size for u in trained))
         widest = moments.accumulator_dtype(*(jnp.finfo(u.dtype).dtype for u in trained))
         squares = [jnp.asarray(_sum_of_squares(u, size), widest) for u in trained]
-        # or XLA on GPU takes longer to compile, to see whether each leaf should find the norm again
-        norm = jax.lax.optimization_barrier(moments.root(_sum(squares)))
+        norm = moments.root(_sum(squares))
         most = jnp.asarray(max_norm, norm.dtype)
         return _scale(jnp.where(norm <= most, 1.0, most / jnp.where(norm <= most, 1.0, norm)), updates), state
 
