@@ -15,7 +15,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adam_jax
-from adam_jax.bench.forms import uncached
+from adam_jax.bench import compiled
+from adam_jax.bench.forms import step_of, uncached
 from adam_jax.shardings import gradient_shardings, state_shardings, unsplit_leaves
 
 P = PartitionSpec
@@ -315,6 +316,31 @@ def test_tpus_compiler_scatters_the_gradients(monkeypatch):
     program = _step(tx, params, "data").lower(params, state, x).compile().as_text()
     assert "reduce-scatter" in program
     assert len(re.findall(r" all-gather(?:-start)?\(", program)) <= 2
+
+
+def test_the_compiler_of_an_h100_steps_codes_where_they_lie():
+    """On four of them, which need not be there: what is sent are the extremes of each one's codes."""
+    from jax.experimental import topologies
+
+    try:
+        compiled.described("h100")
+    except compiled.NotInstalledError as error:
+        pytest.skip(str(error))
+    four: Any = {"target_config": compiled.GPUS["h100"], "topology": "1x4x1"}
+    devices = topologies.get_topology_desc(platform="cuda", topology_name="", **four).devices
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    tx = adam_jax.adam(storage="int8")
+    for spec in (P("data"), P(None, "data")):
+        leaf = jax.ShapeDtypeStruct((1024, 512), jnp.float32, sharding=NamedSharding(mesh, spec))
+        state = jax.tree.map(
+            lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at),
+            jax.eval_shape(tx.init, leaf),
+            state_shardings(tx, leaf),
+        )
+        program = jax.jit(step_of(tx), donate_argnums=(0, 1)).lower(leaf, state, leaf).compile().as_text()
+        sent = re.findall(r"= (.*) (?:all-|reduce-sc|collective-)[\w-]+\(", program)
+        assert sent
+        assert re.findall(r"\[([\d,]{2,})\]", " ".join(sent)) == []  # no more than nine of anything
 
 
 # what is refused
