@@ -61,6 +61,7 @@ RATIO_BASE = OFFSET.view(np.int32)
 MOST_RATIOS, FEWEST_RATIOS = 13, 8  # codes an octave for |m| / s: 127 of them reach to 7.42 and to 512
 LARGEST = 254  # code of s
 Scale = jax.Array | Sequence[jax.Array]  # int32[2] or two scalars (`scale`)
+Pair = tuple[jax.Array, jax.Array]
 
 
 class Ratios(NamedTuple):
@@ -168,37 +169,38 @@ def coming_window(
 def extremes(packed: Sequence[jax.Array], turn: jax.Array) -> tuple[list[tuple[jax.Array, jax.Array]], jax.Array]:
     """The highest and the lowest code of a positive root, 0 and 255 where there is none: int32 scalars for each array.
 
-    XLA makes one kernel of it and of the step if this is one reduction of pairs; on TPU, if it is two, of numbers. On GPU the
-    pairs are complex numbers: XLA writes the step out for sixteen elements of any other, and compiles it three times as long.
+    XLA makes one kernel of it and of the step if this is one reduction of pairs; on TPU, if it is two, of numbers. On GPU
+    one of the pair is complex: of real numbers XLA would write out the step of sixteen, and compile it three times as long.
     On CPU a reduction is vectorized, and ten times faster, in eight bits. With them comes the same `turn` (`rounding`); on
     CPU it is known only when they are, so that XLA writes the codes, then read, in place.
     """
-    one = np.uint8(1)
 
-    def around(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """One more and one less; zero and NaN, 0 and 255, are among the lowest of the former and the highest of the latter."""
-        code = lax.shift_right_logical(lax.bitcast_convert_type(x, jnp.uint16), np.uint16(7))
+    def pairs(x: jax.Array) -> Pair:
+        code, one = lax.shift_right_logical(lax.bitcast_convert_type(x, jnp.uint16), np.uint16(7)), np.uint8(1)
         code = lax.convert_element_type(code, jnp.uint8)
-        return lax.add(code, one), lax.sub(code, one)
+        # zero and NaN, 0 and 255, are among the lowest of the former and the highest of the latter
+        pair, both = (lax.add(code, one), lax.sub(code, one)), lambda a, b: (lax.max(a[0], b[0]), lax.min(a[1], b[1]))
+        found = lax.reduce(pair, (one, np.uint8(254)), both, tuple(range(x.ndim)))
+        top, bottom = (lax.convert_element_type(y, jnp.int32) for y in found)
+        return lax.sub(top, np.int32(1)), lax.add(bottom, np.int32(1))
 
-    def pairs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        both, none = lambda a, b: (lax.max(a[0], b[0]), lax.min(a[1], b[1])), (one, np.uint8(254))
-        top, bottom = lax.reduce(around(x), none, both, tuple(range(x.ndim)))
-        return _whole(top, -1), _whole(bottom, 1)
+    def sizes(x: jax.Array) -> Pair:
+        size = lax.abs(lax.convert_element_type(x, jnp.float32))
+        return where(lax.lt(size, np.float32(jnp.inf)), size, 0.0), where(lax.gt(size, np.float32(0)), size, jnp.inf)
 
-    def parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        more, less = around(x)
-        more = lax.convert_element_type(more, jnp.float32)
-        both = lambda a, b: (lax.complex(lax.max(lax.real(a[0]), lax.real(b[0])), lax.imag(a[0])), lax.min(a[1], b[1]))
-        none = np.complex64(1), np.uint8(254)
-        top, bottom = lax.reduce((lax.complex(more, lax.full_like(more, 0)), less), none, both, tuple(range(x.ndim)))
-        return _whole(lax.real(top), -1), _whole(bottom, 1)
+    def parts(x: jax.Array) -> Pair:
+        def both(a: Pair, b: Pair) -> Pair:
+            return lax.complex(lax.max(lax.real(a[0]), lax.real(b[0])), lax.imag(a[0])), lax.min(a[1], b[1])
 
-    def apart(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        size, axes = lax.abs(lax.convert_element_type(x, jnp.float32)), tuple(range(x.ndim))
-        positive = where(lax.gt(size, np.float32(0)), size, jnp.inf)
-        top = lax.reduce(where(lax.lt(size, np.float32(jnp.inf)), size, 0.0), np.float32(0), lax.max, axes)
-        bottom = lax.reduce(positive, np.float32(jnp.inf), lax.min, axes)
+        top, bottom = sizes(x)
+        pair, none = (lax.complex(top, lax.full_like(top, 0)), bottom), (np.complex64(0), np.float32(jnp.inf))
+        top, bottom = lax.reduce(pair, none, both, tuple(range(x.ndim)))
+        return _right(_pattern(lax.real(top)), 23), _right(_pattern(bottom), 23)
+
+    def apart(x: jax.Array) -> Pair:
+        top, bottom = sizes(x)
+        top = lax.reduce(top, np.float32(0), lax.max, tuple(range(x.ndim)))
+        bottom = lax.reduce(bottom, np.float32(jnp.inf), lax.min, tuple(range(x.ndim)))
         return _right(_pattern(top), 23), _right(_pattern(bottom), 23)
 
     def on_cpu(turn: jax.Array, *packed: jax.Array) -> tuple[list, jax.Array]:
@@ -228,10 +230,6 @@ def _positive(code: jax.Array, scale: Scale) -> jax.Array:
 def _fraction(bits: jax.Array, drop: ArrayLike) -> jax.Array:
     """Draws without their `drop` low bits, int32."""
     return _right(_pattern(bits), drop)
-
-
-def _whole(x: jax.Array, plus: int) -> jax.Array:
-    return lax.add(lax.convert_element_type(x, jnp.int32), np.int32(plus))
 
 
 def _left(x: jax.Array, by: int) -> jax.Array:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from adam_jax import checks, codes, moments, rounding, straight_through, trees
@@ -84,15 +85,17 @@ class Codes(NamedTuple):
 
         Windows are found for all leaves at once; those of leaves without a gradient stay.
         """
-        windows, moments = self.windows, self.windows.shape[1]
-        each = jax.vmap(jax.vmap(codes.coming_window, (0, 0, None)), (0, 0, None))
-        if any(extremes.values()):
-            found = [x for i in range(len(windows)) for pair in extremes.get(i) or [NONE] * moments for x in pair]
-            found = jnp.where(empty, jnp.array(NONE), jnp.stack(found).reshape(*windows.shape[:2], 2))
+        windows, there = self.windows, [i for i in range(len(self.windows)) if extremes.get(i)]
+        if there:
+            each = jax.vmap(jax.vmap(codes.coming_window, (0, 0, None)), (0, 0, None))
+            found = jnp.stack([x for i in there for pair in extremes[i] for x in pair])
+            # or XLA on GPU would write them out wherever one is used, in a kernel that grows with the leaves
+            found = lax.optimization_barrier(found).reshape(len(there), -1, 2)
+            row = np.searchsorted(there, np.arange(len(windows))).clip(max=len(there) - 1)
+            found = jnp.where(empty, jnp.array(NONE), found[row])
             coming = each(found, windows[..., :2], jnp.asarray(moved, jnp.float32))
             moved_on = jnp.concatenate([windows[..., 2:], coming], axis=-1)
-            there = np.array([i in extremes for i in range(len(windows))]).reshape(-1, 1, 1)
-            windows = jnp.where(there, moved_on, windows)
+            windows = jnp.where(np.isin(np.arange(len(windows)), there).reshape(-1, 1, 1), moved_on, windows)
         return Codes(jnp.asarray(bound, self.bound.dtype), windows)
 
 

@@ -62,7 +62,7 @@ MANY = {
         "clip, adam": (2, 3),
         "skip_nonfinite(adam)": (3, 4),
         "adam bfloat16": (5.5, 5),
-        "adam int8": (6, 10),
+        "adam int8": (6, 9),
     },
 }
 
