@@ -11,8 +11,8 @@ otherwise, `jax.jit(step, compiler_options={"xla_cpu_prefer_vector_width": 512})
 1.2 to 1.3 times Optax's in bfloat16, and 1.4 to 1.6 in int8; without, 1.6 to 1.7, and 1.6 to 2.0 (`bench steps`).
 
 To a compiler a leaf in bfloat16 is a hundred operations, one in int8 two hundred, one of Optax's sixteen: a model of 400
-leaves takes three to six times as long to compile, five to nine in int8 (`bench compiled --leaves 400`). With `smallest`
-its small leaves stay float32.
+leaves takes three to six times as long to compile; in int8 five to eight times on CPU, and up to eleven on GPU (`bench
+compiled --leaves 400`). With `smallest` its small leaves stay float32.
 """
 
 import dataclasses
