@@ -166,11 +166,11 @@ def coming_window(
     return jnp.where(lost, jnp.array(EVERY_OCTAVE, jnp.int32), jnp.stack([start, finer]))
 
 
-def extremes(packed: Sequence[jax.Array], turn: jax.Array) -> tuple[list[tuple[jax.Array, jax.Array]], jax.Array]:
+def extremes(packed: Sequence[jax.Array], turn: jax.Array) -> tuple[list[Pair], jax.Array]:
     """The highest and the lowest code of a positive root, 0 and 255 where there is none: int32 scalars for each array.
 
     XLA makes one kernel of it and of the step if this is one reduction of pairs; on TPU, if it is two, of numbers. On GPU
-    one of the pair is complex: of real numbers XLA would write out the step of sixteen, and compile it three times as long.
+    one of the pair is complex: of real numbers XLA would write out the step of sixteen, and compile it twice as long.
     On CPU a reduction is vectorized, and ten times faster, in eight bits. With them comes the same `turn` (`rounding`); on
     CPU it is known only when they are, so that XLA writes the codes, then read, in place.
     """

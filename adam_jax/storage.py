@@ -85,17 +85,16 @@ class Codes(NamedTuple):
 
         Windows are found for all leaves at once; those of leaves without a gradient stay.
         """
-        windows, there = self.windows, [i for i in range(len(self.windows)) if extremes.get(i)]
-        if there:
+        windows, there = self.windows, np.array([bool(extremes.get(i)) for i in range(len(self.windows))])
+        if there.any():
             each = jax.vmap(jax.vmap(codes.coming_window, (0, 0, None)), (0, 0, None))
-            found = jnp.stack([x for i in there for pair in extremes[i] for x in pair])
+            found = jnp.stack([x for i in sorted(extremes) for pair in extremes[i] for x in pair])
             # or XLA on GPU would write them out wherever one is used, in a kernel that grows with the leaves
-            found = lax.optimization_barrier(found).reshape(len(there), -1, 2)
-            row = np.searchsorted(there, np.arange(len(windows))).clip(max=len(there) - 1)
-            found = jnp.where(empty, jnp.array(NONE), found[row])
+            found = lax.optimization_barrier(found).reshape(there.sum(), -1, 2)[np.maximum(there.cumsum() - 1, 0)]
+            found = jnp.where(empty, jnp.array(NONE), found)
             coming = each(found, windows[..., :2], jnp.asarray(moved, jnp.float32))
             moved_on = jnp.concatenate([windows[..., 2:], coming], axis=-1)
-            windows = jnp.where(np.isin(np.arange(len(windows)), there).reshape(-1, 1, 1), moved_on, windows)
+            windows = jnp.where(there.reshape(-1, 1, 1), moved_on, windows)
         return Codes(jnp.asarray(bound, self.bound.dtype), windows)
 
 
